@@ -1,0 +1,96 @@
+# Two commands on a fresh machine: `make serve` and `make test`. Each makes .venv by itself when it is missing.
+# The same lines for machines without make stand in CONTRIBUTING.md.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11 python,$(shell $(name) -c 'import sys; sys.version_info >= (3, 11, 5) and print("$(name)")' 2>/dev/null)))
+RUN := $(VENV)/bin/python
+WORKERS ?= auto
+PATTERN ?=
+ADDR ?= 127.0.0.1:8000
+LOCK := uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11.5 --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet
+
+export NO_MKDOCS_2_WARNING := 1
+export PYTHONDONTWRITEBYTECODE := 1
+export MYPYPATH := docs:tests:$(subst $(eval ) ,:,$(wildcard snippets/*))
+
+.PHONY: help
+help: ## list the targets
+	@echo "Proven Patterns. Targets:"
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+
+.PHONY: serve
+serve: $(VENV)/.ready ## show the site on http://127.0.0.1:8000, reloaded on every edit (ADDR=host:port)
+	@$(RUN) docs/_catalog serve $(ADDR)
+
+.PHONY: build
+build: $(VENV)/.ready ## build the site into site/, strictly
+	@STRICT=true $(RUN) -m mkdocs build --strict --site-dir site
+
+.PHONY: test
+test: $(VENV)/.ready ## prove everything (WORKERS=2, PATTERN=category/slug for one pattern)
+ifeq ($(PATTERN),)
+	@$(RUN) -m pytest -n $(WORKERS) --cov --cov-report=term
+else
+	@$(RUN) -m pytest $(call proofs_of,$(PATTERN)) tests/site/test_examples.py -k "$(notdir $(PATTERN)) or $(subst -,_,$(notdir $(PATTERN)))"
+endif
+
+.PHONY: check
+check: $(VENV)/.ready ## lint, types, strict build and all tests: what has to pass before a merge
+	@echo "ruff ..." && $(RUN) -m ruff format --check --quiet . && $(RUN) -m ruff check --quiet .
+	@echo "mypy ..." && $(RUN) -m mypy --no-error-summary docs/_catalog snippets tests
+	@echo "workflows ..." && $(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml \
+	  && $(VENV)/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml \
+	  && $(VENV)/bin/zizmor --offline --quiet .github
+	@$(MAKE) build
+	@$(MAKE) test
+
+.PHONY: examples
+examples: $(VENV)/.ready ## refresh the printed outputs (#>) on the pages, and the diagrams
+	@$(RUN) docs/_catalog diagrams
+	@$(RUN) -m pytest tests/site/test_examples.py --update-examples -p no:randomly -q || true
+	@git diff --stat -- docs
+
+.PHONY: bench
+bench: .venv-bench/.ready ## measure against the peers and record it for the pages (PATTERN=category/slug)
+	@PYTHONPATH=tests .venv-bench/bin/python -m bench.kit $(PATTERN)
+
+.PHONY: mutate
+mutate: .venv-bench/.ready ## break the modules in 60 seeded ways each and see their proofs fail (PATTERN=category/slug)
+	@PYTHONPATH=tests .venv-bench/bin/python -m mutation.run $(PATTERN)
+
+.PHONY: figures
+figures: $(VENV)/.ready ## measure the site: build times, weights, search
+	@PYTHONPATH=docs:tests $(RUN) -m site_figures.run
+
+.PHONY: lock
+lock: ## recompile the locked requirements from pyproject.toml (UPGRADE=1 for the newest of everything)
+	@command -v uv >/dev/null || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
+	@$(LOCK) $(if $(UPGRADE),--upgrade) --group patterns --group site --group test --group lint -o requirements.txt
+	@$(LOCK) $(if $(UPGRADE),--upgrade) --group patterns --group test --group bench -c requirements.txt -o requirements-bench.txt
+	@git diff --stat -- requirements.txt requirements-bench.txt
+
+.PHONY: new
+new: $(VENV)/.ready ## start a pattern: make new PATTERN=category/slug
+	@$(RUN) docs/_catalog new "$(PATTERN)"
+
+$(VENV)/.ready: requirements.txt
+	@$(call make_venv,$(VENV),requirements.txt)
+
+.venv-bench/.ready: requirements-bench.txt
+	@$(call make_venv,.venv-bench,requirements-bench.txt)
+
+define make_venv
+test -n "$(PYTHON)" || { echo "Python 3.11.5 or newer is needed and none was found on PATH: install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }
+echo "Setting up $(1) with $$($(PYTHON) --version) and the locked packages of $(2) (once, about a minute) ..."
+$(PYTHON) -m venv --clear $(1) || { echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(2) && touch $(1)/.ready && echo "Ready."
+endef
+
+proofs_of = $(wildcard tests/patterns/$(subst -,_,$(firstword $(subst /, ,$(1))))/test_$(subst -,_,$(notdir $(1)))*.py)
+
+%:
+	@echo "There is no target '$@'; 'make help' lists them." >&2; exit 2
