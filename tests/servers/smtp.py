@@ -1,0 +1,119 @@
+"""A real SMTP server on loopback: STARTTLS or implicit TLS with a throw-away CA, AUTH, refusals on command."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import trustme
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
+
+from servers._process import free_port
+
+
+@dataclass(frozen=True)
+class Received:
+    """One message as the server took it."""
+
+    mail_from: str
+    recipients: tuple[str, ...]
+    content: bytes
+    over_tls: bool
+    authenticated: bool
+    options: tuple[str, ...] = ()
+
+
+@dataclass
+class Inbox:
+    """What arrived. `reject[address] = "550 5.1.1 no such user"` refuses a recipient."""
+
+    messages: list[Received] = field(default_factory=list)
+    reject: dict[str, str] = field(default_factory=dict)
+    after_data: str = "250 2.0.0 queued"
+
+    async def handle_RCPT(  # noqa: N802 -- aiosmtpd looks the hook up by this name
+        self,
+        server: SMTP,
+        session: Session,
+        envelope: Envelope,
+        address: str,
+        rcpt_options: list[str],
+    ) -> str:
+        if address in self.reject:
+            return self.reject[address]
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(  # noqa: N802 -- aiosmtpd looks the hook up by this name
+        self, server: SMTP, session: Session, envelope: Envelope
+    ) -> str:
+        content = envelope.content if isinstance(envelope.content, bytes) else b""
+        if self.after_data.startswith("2"):
+            self.messages.append(
+                Received(
+                    envelope.mail_from or "",
+                    tuple(envelope.rcpt_tos),
+                    content,
+                    session.ssl is not None,
+                    session.authenticated is True,
+                    tuple(envelope.mail_options),
+                )
+            )
+        return self.after_data
+
+
+class Smtp:
+    """`tls="starttls"` (AUTH only after it), `"implicit"` (from the first byte) or `"none"`."""
+
+    def __init__(
+        self,
+        *,
+        tls: Literal["starttls", "implicit", "none"] = "starttls",
+        username: str = "app",
+        password: str = "correct horse",
+        names: tuple[str, ...] = ("localhost", "127.0.0.1"),
+        auth_required: bool = True,
+        **options: Any,
+    ) -> None:
+        authority = trustme.CA()
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert(*names).configure_cert(context)
+        self.ca_pem = authority.cert_pem.bytes()
+        self.client_context = ssl.create_default_context()
+        authority.configure_trust(self.client_context)
+        self.username, self.password = username, password
+        self.inbox = Inbox()
+        self.logins: list[bytes] = []
+
+        def check(
+            server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: object
+        ) -> AuthResult:
+            assert isinstance(data, LoginPassword)
+            self.logins.append(data.login)
+            expected = (username.encode(), password.encode())
+            # handled=False: aiosmtpd then answers 535 itself.
+            return AuthResult(success=(data.login, data.password) == expected, handled=False)
+
+        kinds: dict[str, dict[str, Any]] = {
+            "starttls": {"tls_context": context, "require_starttls": True},
+            "implicit": {"ssl_context": context, "auth_require_tls": False},
+            "none": {"auth_require_tls": False},
+        }
+        settings = kinds[tls] | {"authenticator": check, "auth_required": auth_required} | options
+        for attempt in range(5):  # Controller(port=0) is broken: it connects to port 0 to check itself
+            self.port = free_port()
+            self._controller = Controller(self.inbox, hostname="127.0.0.1", port=self.port, **settings)
+            try:
+                self._controller.start()
+                break
+            except OSError:
+                if attempt == 4:
+                    raise
+                time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Stop listening and join the server's thread."""
+        self._controller.stop()
