@@ -1,0 +1,43 @@
+"""The catalogue as a command: `python docs/_catalog COMMAND`.
+
+new CATEGORY/SLUG   start a pattern
+diagrams            draw the diagrams that are missing, remove those that no page shows
+check               read and validate everything
+artifacts SITE URL  write the files beside the pages of a site that was built by something else
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from _catalog import artifacts, diagrams, new, read  # noqa: E402
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; return the exit status."""
+    match arguments:
+        case ["new", name]:
+            for path in new.start(name):
+                print(f"wrote {path.relative_to(read.ROOT).as_posix()}")  # noqa: T201
+            print("Replace each TODO; `make test` names those that are left.")  # noqa: T201
+        case ["diagrams"]:
+            drawn, removed = diagrams.refresh()
+            print(f"{drawn} diagrams drawn, {removed} removed")  # noqa: T201
+        case ["check"]:
+            print(f"{len(read.load().patterns)} patterns, all valid")  # noqa: T201
+        case ["artifacts", site, base]:
+            artifacts.write(read.load(), Path(site), base)
+        case _:
+            print(__doc__, file=sys.stderr)  # noqa: T201
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main(sys.argv[1:]))
+    except read.CatalogError as error:
+        raise SystemExit(str(error)) from None

@@ -1,0 +1,240 @@
+"""The files beside the pages: raw modules, Markdown, llms.txt, patterns.json, and the tuned search index."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import textwrap
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from _catalog import read
+from _catalog.read import Catalog, Pattern
+from _catalog.render import Macros, verdict
+
+DELIMITERS = {
+    "variable_start_string": "{$",
+    "variable_end_string": "$}",
+    "block_start_string": "{%%",
+    "block_end_string": "%%}",
+    "comment_start_string": "{##",
+    "comment_end_string": "##}",
+}
+#: Sections whose text answers a question a reader types; the others would only repeat code and names.
+SEARCHED = {"when-to-use-it", "how-it-works", "gotchas"}
+#: Pages that only list others: a search would find them for everything.
+UNSEARCHED = ("find/", "about/status/")
+
+_INCLUDE = re.compile(
+    r'^(?P<indent>[ \t]*)--8<-- "(?P<path>[^":]+)(?::(?P<section>\w+))?"[ \t]*$', re.MULTILINE
+)
+
+
+def write(catalog: Catalog, site: Path, base: str, redirects: Mapping[str, str] | None = None) -> None:
+    """Write every artifact into the built site; `base` is the site's absolute address, or empty."""
+    for pattern in catalog.patterns:
+        for file in {*pattern.modules, *(proof.path for proof in pattern.proofs)}:
+            target = site / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(catalog.root / file, target)
+        (site / f"{pattern.url.rstrip('/')}.md").write_text(expand(catalog, pattern), encoding="utf-8")
+    _archives(catalog, site)
+    (site / "llms.txt").write_text(_llms(catalog, base), encoding="utf-8")
+    full = "\n\n---\n\n".join(expand(catalog, p).strip() for p in catalog.patterns if not p.archived)
+    (site / "llms-full.txt").write_text(full + "\n", encoding="utf-8")
+    (site / "patterns.json").write_text(
+        json.dumps(machine_readable(catalog, base), indent=1) + "\n", encoding="utf-8"
+    )
+    (site / "patterns.schema.json").write_text(json.dumps(schema(base), indent=1) + "\n", encoding="utf-8")
+    for old, new in (redirects or {}).items():
+        _redirect(site, old, new)
+    index = site / "search" / "search_index.json"
+    if index.is_file():
+        tuned = tune(catalog, json.loads(index.read_text(encoding="utf-8")))
+        index.write_text(json.dumps(tuned, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+
+
+def expand(catalog: Catalog, pattern: Pattern) -> str:
+    """Return a page's Markdown with macros and includes resolved and the generated reference left out."""
+    macros = Macros(catalog, pattern.src, for_markdown=True)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, **DELIMITERS)  # noqa: S701 -- Markdown
+    body = environment.from_string(pattern.body).render(**macros.exported())
+    body = _INCLUDE.sub(lambda match: included(catalog.root, match), body)
+    body = re.sub(r"^## Reference \{#reference\}\n.*?(?=^## )", "", body, flags=re.MULTILINE | re.DOTALL)
+    body = re.sub(r"^(#+ .*?) ?\{#[\w-]+\}$", r"\1", body, flags=re.MULTILINE)
+    return re.sub(r"^\{ \.pp-[\w-]+ \}\n", "", body, flags=re.MULTILINE).lstrip()
+
+
+def included(root: Path, match: re.Match[str]) -> str:
+    """Return the text of an include, whole or the marked section, indented as its line was."""
+    text = (root / match["path"]).read_text(encoding="utf-8")
+    if section := match["section"]:
+        text = text.partition(f"--8<-- [start:{section}]")[2].partition("\n")[2]
+        text = text.partition(f"--8<-- [end:{section}]")[0].rpartition("\n")[0]
+        text = textwrap.dedent(text)
+    return textwrap.indent(text.rstrip("\n"), match["indent"])
+
+
+def machine_readable(catalog: Catalog, base: str) -> dict[str, Any]:
+    """Return the catalogue as `patterns.json` publishes it."""
+    return {
+        "$schema": f"{base}patterns.schema.json",
+        "patterns": [
+            {
+                "id": p.id,
+                "category": p.category,
+                "url": base + p.url,
+                "markdown": f"{base}{p.url.rstrip('/')}.md",
+                **p.meta.model_dump(mode="json"),
+                "works_with": list(p.colors),
+                "modules": [base + module for module in p.modules],
+                "requires": [
+                    {"name": d.name, "requirement": d.requirement, "tested": d.locked} for d in p.requires
+                ],
+                "proofs": [proof.sentence for proof in p.proofs],
+                "verified": verdict(p.verified),
+            }
+            for p in catalog.patterns
+        ],
+    }
+
+
+def schema(base: str) -> dict[str, Any]:
+    """Return the JSON Schema of `patterns.json`."""
+    meta = read.Meta.model_json_schema()
+    definitions = meta.pop("$defs", {})
+    text: dict[str, Any] = {"type": "string"}
+    texts = {"type": "array", "items": text}
+    distribution = {
+        "type": "object",
+        "properties": {name: text for name in ("name", "requirement", "tested")},
+        "required": ["name", "requirement", "tested"],
+        "additionalProperties": False,
+    }
+    derived = {
+        "id": text,
+        "category": text,
+        "url": text,
+        "markdown": text,
+        "works_with": {"type": "array", "items": {"enum": ["async", "sync"]}},
+        "modules": texts,
+        "requires": {"type": "array", "items": distribution},
+        "proofs": texts,
+        "verified": text,
+    }
+    pattern = {
+        "type": "object",
+        "properties": {**meta["properties"], **derived},
+        "required": [*meta["required"], *derived],
+        "additionalProperties": False,
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"{base}patterns.schema.json",
+        "title": "Proven Patterns: the catalogue",
+        "type": "object",
+        "properties": {"$schema": text, "patterns": {"type": "array", "items": pattern}},
+        "required": ["patterns"],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+def tune(catalog: Catalog, index: dict[str, Any]) -> dict[str, Any]:
+    """Rank patterns by title and aliases, keep identifiers findable, leave out code and list pages.
+
+    Material ranks the `tags` of an entry far above its title, and its title far above its text: so titles and
+    aliases become tags of the page's entry, and the public names of its modules join its text.
+    """
+    patterns = {pattern.url: pattern for pattern in catalog.patterns}
+    kept = []
+    for entry in index["docs"]:
+        address, _, anchor = entry["location"].partition("#")
+        if address.startswith(UNSEARCHED) or re.fullmatch(r"patterns/([\w-]+/)?", address):
+            continue
+        pattern = patterns.get(address)
+        if pattern and pattern.archived:
+            continue
+        if pattern and anchor:
+            if anchor not in SEARCHED:
+                continue
+            entry["text"] = _plain(entry["text"])
+        elif pattern:
+            entry["tags"] = [pattern.meta.title, *pattern.meta.aliases]
+            entry["text"] = f"<p>{pattern.meta.need} {' '.join(names_of(catalog, pattern))}</p>"
+        kept.append(entry)
+    return {**index, "docs": kept}
+
+
+def names_of(catalog: Catalog, pattern: Pattern) -> list[str]:
+    """Return the identifiers a reader may search for: those that a pattern's modules use, the telling ones first."""
+    found: dict[str, None] = {}
+    for module in pattern.modules:
+        text = (catalog.root / module).read_text(encoding="utf-8")
+        for name in re.findall(
+            r"\b(?:[a-z]+(?:_[a-z0-9]+)+|[A-Z][a-z0-9]+(?:[A-Z][A-Za-z0-9]+)+|[A-Z]{2,}(?:_[A-Z]+)+|[A-Z][a-z]+(?:-[A-Z][a-z]+)+)\b",
+            text,
+        ):
+            found[name] = None
+    return [*(v.name for v in pattern.meta.env), *(d.name for d in pattern.requires), *found]
+
+
+def _plain(html: str) -> str:
+    """Leave out the code blocks of a search entry: readers search for words, and names are indexed apart."""
+    return re.sub(r"<pre>.*?</pre>", "", html, flags=re.DOTALL)
+
+
+def _llms(catalog: Catalog, base: str) -> str:
+    lines = [
+        "# Proven Patterns",
+        "",
+        "> Integration patterns for Python. Each is a complete module to copy, proved by tests against real servers.",
+        "",
+        f"Every page is Markdown at its address with `.md` ({base}patterns/CATEGORY/SLUG.md); modules are raw files"
+        f" below {base}snippets/. The whole catalogue as data: {base}patterns.json. Everything in one file:"
+        f" {base}llms-full.txt.",
+    ]
+    for category in catalog.categories:
+        current = [pattern for pattern in category.patterns if not pattern.archived]
+        if current:
+            lines += ["", f"## {category.meta.title}", ""]
+            lines += [f"- [{p.meta.title}]({base}{p.url.rstrip('/')}.md): {p.meta.need}" for p in current]
+    return "\n".join(lines) + "\n"
+
+
+def _archives(catalog: Catalog, site: Path) -> None:
+    """Zip the modules that live in a folder of their own, with everything else in that folder; the same bytes each time."""
+    folders = {Path(m).parent for p in catalog.patterns for m in p.modules if len(Path(m).parts) > 3}
+    for folder in sorted(folders):
+        with zipfile.ZipFile(site / f"{folder.as_posix()}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted((catalog.root / folder).glob("*.py")):
+                entry = zipfile.ZipInfo(f"{folder.name}/{file.name}", (2020, 1, 1, 0, 0, 0))
+                entry.external_attr = 0o644 << 16
+                archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
+
+
+def _redirect(site: Path, old: str, new: str) -> None:
+    """Leave a page at an address that has moved; it works without JavaScript."""
+    up = "../" * len(old.strip("/").split("/"))
+    target = up + new.strip("/") + "/"
+    if not (site / new.strip("/") / "index.html").is_file():
+        raise read.CatalogError(
+            [f"mkdocs.yml: extra.redirects: {new!r} is no page of the site; correct the target"]
+        )
+    path = site / old.strip("/") / "index.html"
+    if path.is_file():
+        raise read.CatalogError(
+            [f"mkdocs.yml: extra.redirects: {old!r} is still a page; remove the redirect or the page"]
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Moved</title>'
+        f'<meta http-equiv="refresh" content="0; url={target}"><link rel="canonical" href="{target}">'
+        f'<p>This page has moved to <a href="{target}">{new}</a>.</p></html>\n',
+        encoding="utf-8",
+    )

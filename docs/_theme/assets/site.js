@@ -1,0 +1,90 @@
+/* Copy buttons that fetch the file, and a quick reference that filters and sorts. Without this script
+   every table is whole and every file has its link. */
+"use strict"
+
+const say = (element, text) => {
+  const before = element.textContent
+  element.textContent = text
+  setTimeout(() => { element.textContent = before }, 1500)
+}
+
+for (const button of document.querySelectorAll("[data-copy]")) {
+  button.hidden = false
+  button.addEventListener("click", async () => {
+    try {
+      const answer = await fetch(button.dataset.copy)
+      if (!answer.ok) throw new Error(answer.statusText)
+      await navigator.clipboard.writeText(await answer.text())
+      say(button, "Copied")
+    } catch {
+      say(button, "Copying failed: use the link")
+    }
+  })
+}
+
+for (const box of document.querySelectorAll(".pp-table")) {
+  const body = box.querySelector("tbody")
+  const rows = [...body.rows]
+  sortable(box, body, rows)
+  if (box.classList.contains("pp-reference")) filterable(box, rows)
+}
+
+function sortable(box, body, rows) {
+  box.querySelectorAll("thead th").forEach((head, column) => {
+    const button = document.createElement("button")
+    button.type = "button"
+    button.textContent = head.textContent
+    button.setAttribute("aria-label", `${head.textContent}, sort`)
+    head.replaceChildren(button)
+    button.addEventListener("click", () => {
+      const next = { ascending: "descending", descending: "none" }[head.ariaSort] ?? "ascending"
+      for (const other of box.querySelectorAll("thead th")) other.removeAttribute("aria-sort")
+      const order = [...rows]
+      if (next !== "none") {
+        head.setAttribute("aria-sort", next)
+        const text = (row) => row.cells[column].textContent
+        order.sort((a, b) => text(a).localeCompare(text(b)) * (next === "ascending" ? 1 : -1))
+      }
+      body.replaceChildren(...order)
+    })
+  })
+}
+
+function filterable(box, rows) {
+  const panel = document.createElement("div")
+  panel.className = "pp-filter"
+  panel.innerHTML =
+    '<label>Filter by pattern, need, error text or tag <input type="search" autocomplete="off" spellcheck="false"></label>' +
+    '<div role="group" aria-label="Filter by tag"></div><p role="status" aria-live="polite"></p>'
+  const [input, tags, status] = [panel.querySelector("input"), panel.querySelector("div"), panel.querySelector("p")]
+  const haystack = new Map(rows.map((row) => [row, `${row.textContent} ${row.dataset.words}`.toLowerCase()]))
+  let tag = ""
+  const apply = () => {
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean)
+    let shown = 0
+    for (const row of rows) {
+      const fits = words.every((word) => haystack.get(row).includes(word)) && (!tag || row.dataset.tags.split(" ").includes(tag))
+      row.hidden = !fits
+      shown += fits
+    }
+    status.textContent = shown === rows.length ? `${rows.length} patterns` : `${shown} of ${rows.length} patterns`
+  }
+  const counts = new Map()
+  for (const row of rows) for (const name of row.dataset.tags.split(" ")) counts.set(name, (counts.get(name) ?? 0) + 1)
+  const common = [...counts].sort((a, b) => b[1] - a[1] || a[0].localeCompare(b[0])).slice(0, 16)
+  for (const [name] of common) {
+    const button = document.createElement("button")
+    button.type = "button"
+    button.textContent = name
+    button.setAttribute("aria-pressed", "false")
+    button.addEventListener("click", () => {
+      tag = tag === name ? "" : name
+      for (const other of tags.children) other.setAttribute("aria-pressed", String(other.textContent === tag))
+      apply()
+    })
+    tags.append(button)
+  }
+  input.addEventListener("input", apply)
+  box.before(panel)
+  apply()
+}
