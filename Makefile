@@ -28,7 +28,7 @@ serve: $(VENV)/.ready ## show the site on http://127.0.0.1:8000, reloaded on eve
 
 .PHONY: build
 build: $(VENV)/.ready ## build the site into site/, strictly
-	@STRICT=true $(RUN) -m mkdocs build --strict --site-dir site
+	@$(RUN) -m mkdocs build --strict --site-dir site
 
 .PHONY: test
 test: $(VENV)/.ready ## prove everything (WORKERS=2, PATTERN=category/slug for one pattern)
@@ -64,7 +64,7 @@ mutate: .venv-bench/.ready ## break the modules in 60 seeded ways each and see t
 
 .PHONY: figures
 figures: $(VENV)/.ready ## measure the site: build times, weights, search
-	@PYTHONPATH=docs:tests $(RUN) -m site_figures.run
+	@PYTHONPATH=docs:tests $(RUN) -m site_tools.figures
 
 .PHONY: lock
 lock: ## recompile the locked requirements from pyproject.toml (UPGRADE=1 for the newest of everything)

@@ -1,6 +1,7 @@
 """The catalogue as a command: `python docs/_catalog COMMAND`.
 
 new CATEGORY/SLUG   start a pattern
+serve HOST:PORT     show the site, reloaded on every edit
 diagrams            draw the diagrams that are missing, remove those that no page shows
 check               read and validate everything
 artifacts SITE URL  write the files beside the pages of a site that was built by something else
@@ -8,7 +9,11 @@ artifacts SITE URL  write the files beside the pages of a site that was built by
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -23,6 +28,8 @@ def main(arguments: list[str]) -> int:
             for path in new.start(name):
                 print(f"wrote {path.relative_to(read.ROOT).as_posix()}")  # noqa: T201
             print("Replace each TODO; `make test` names those that are left.")  # noqa: T201
+        case ["serve", address]:
+            serve(address)
         case ["diagrams"]:
             drawn, removed = diagrams.refresh()
             print(f"{drawn} diagrams drawn, {removed} removed")  # noqa: T201
@@ -34,6 +41,26 @@ def main(arguments: list[str]) -> int:
             print(__doc__, file=sys.stderr)  # noqa: T201
             return 2
     return 0
+
+
+def serve(address: str) -> None:
+    """Run the live server; begin as soon as the catalogue is valid, so that a mistake stops nobody's session."""
+    told = ""
+    while True:
+        try:
+            read.load()
+            break
+        except read.CatalogError as error:
+            if str(error) != told:
+                told = str(error)
+                print(f"{told}\nWaiting until that is mended ...", file=sys.stderr, flush=True)  # noqa: T201
+            time.sleep(0.5)
+    argv = [sys.executable, "-m", "mkdocs", "serve", "--dev-addr", address]
+    os.chdir(read.ROOT)
+    if os.name == "posix":
+        os.execv(sys.executable, argv)  # noqa: S606 -- one process, so that Ctrl-C reaches it and it cleans up
+    with contextlib.suppress(KeyboardInterrupt):
+        subprocess.run(argv, check=True)  # noqa: S603 -- our own interpreter
 
 
 if __name__ == "__main__":

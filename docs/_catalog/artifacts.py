@@ -17,7 +17,9 @@ from _catalog import read
 from _catalog.read import Catalog, Pattern
 from _catalog.render import Macros, verdict
 
-DELIMITERS = {
+_TEMPLATE: dict[str, Any] = {
+    "undefined": jinja2.StrictUndefined,
+    "autoescape": False,  # Markdown
     "variable_start_string": "{$",
     "variable_end_string": "$}",
     "block_start_string": "{%%",
@@ -30,9 +32,7 @@ SEARCHED = {"when-to-use-it", "how-it-works", "gotchas"}
 #: Pages that only list others: a search would find them for everything.
 UNSEARCHED = ("find/", "about/status/")
 
-_INCLUDE = re.compile(
-    r'^(?P<indent>[ \t]*)--8<-- "(?P<path>[^":]+)(?::(?P<section>\w+))?"[ \t]*$', re.MULTILINE
-)
+_INCLUDE = re.compile(r'^(?P<indent>[ \t]*)--8<-- "(?P<path>[^":]+)(?::(?P<section>\w+))?"[ \t]*$', re.MULTILINE)
 
 
 def write(catalog: Catalog, site: Path, base: str, redirects: Mapping[str, str] | None = None) -> None:
@@ -47,9 +47,7 @@ def write(catalog: Catalog, site: Path, base: str, redirects: Mapping[str, str] 
     (site / "llms.txt").write_text(_llms(catalog, base), encoding="utf-8")
     full = "\n\n---\n\n".join(expand(catalog, p).strip() for p in catalog.patterns if not p.archived)
     (site / "llms-full.txt").write_text(full + "\n", encoding="utf-8")
-    (site / "patterns.json").write_text(
-        json.dumps(machine_readable(catalog, base), indent=1) + "\n", encoding="utf-8"
-    )
+    (site / "patterns.json").write_text(json.dumps(machine_readable(catalog, base), indent=1) + "\n", encoding="utf-8")
     (site / "patterns.schema.json").write_text(json.dumps(schema(base), indent=1) + "\n", encoding="utf-8")
     for old, new in (redirects or {}).items():
         _redirect(site, old, new)
@@ -62,7 +60,7 @@ def write(catalog: Catalog, site: Path, base: str, redirects: Mapping[str, str] 
 def expand(catalog: Catalog, pattern: Pattern) -> str:
     """Return a page's Markdown with macros and includes resolved and the generated reference left out."""
     macros = Macros(catalog, pattern.src, for_markdown=True)
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, **DELIMITERS)  # noqa: S701 -- Markdown
+    environment = jinja2.Environment(**_TEMPLATE)
     body = environment.from_string(pattern.body).render(**macros.exported())
     body = _INCLUDE.sub(lambda match: included(catalog.root, match), body)
     body = re.sub(r"^## Reference \{#reference\}\n.*?(?=^## )", "", body, flags=re.MULTILINE | re.DOTALL)
@@ -93,9 +91,7 @@ def machine_readable(catalog: Catalog, base: str) -> dict[str, Any]:
                 **p.meta.model_dump(mode="json"),
                 "works_with": list(p.colors),
                 "modules": [base + module for module in p.modules],
-                "requires": [
-                    {"name": d.name, "requirement": d.requirement, "tested": d.locked} for d in p.requires
-                ],
+                "requires": [{"name": d.name, "requirement": d.requirement, "tested": d.locked} for d in p.requires],
                 "proofs": [proof.sentence for proof in p.proofs],
                 "verified": verdict(p.verified),
             }
@@ -112,7 +108,7 @@ def schema(base: str) -> dict[str, Any]:
     texts = {"type": "array", "items": text}
     distribution = {
         "type": "object",
-        "properties": {name: text for name in ("name", "requirement", "tested")},
+        "properties": dict.fromkeys(("name", "requirement", "tested"), text),
         "required": ["name", "requirement", "tested"],
         "additionalProperties": False,
     }
@@ -195,9 +191,11 @@ def _llms(catalog: Catalog, base: str) -> str:
         "",
         "> Integration patterns for Python. Each is a complete module to copy, proved by tests against real servers.",
         "",
-        f"Every page is Markdown at its address with `.md` ({base}patterns/CATEGORY/SLUG.md); modules are raw files"
-        f" below {base}snippets/. The whole catalogue as data: {base}patterns.json. Everything in one file:"
-        f" {base}llms-full.txt.",
+        (
+            f"Every page is Markdown at its address with `.md` ({base}patterns/CATEGORY/SLUG.md); modules are raw"
+            f" files below {base}snippets/. The whole catalogue as data: {base}patterns.json. Everything in one file:"
+            f" {base}llms-full.txt."
+        ),
     ]
     for category in catalog.categories:
         current = [pattern for pattern in category.patterns if not pattern.archived]
@@ -208,7 +206,7 @@ def _llms(catalog: Catalog, base: str) -> str:
 
 
 def _archives(catalog: Catalog, site: Path) -> None:
-    """Zip the modules that live in a folder of their own, with everything else in that folder; the same bytes each time."""
+    """Zip the modules that live in a folder of their own, with all of that folder; the same bytes each time."""
     folders = {Path(m).parent for p in catalog.patterns for m in p.modules if len(Path(m).parts) > 3}
     for folder in sorted(folders):
         with zipfile.ZipFile(site / f"{folder.as_posix()}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -223,9 +221,7 @@ def _redirect(site: Path, old: str, new: str) -> None:
     up = "../" * len(old.strip("/").split("/"))
     target = up + new.strip("/") + "/"
     if not (site / new.strip("/") / "index.html").is_file():
-        raise read.CatalogError(
-            [f"mkdocs.yml: extra.redirects: {new!r} is no page of the site; correct the target"]
-        )
+        raise read.CatalogError([f"mkdocs.yml: extra.redirects: {new!r} is no page of the site; correct the target"])
     path = site / old.strip("/") / "index.html"
     if path.is_file():
         raise read.CatalogError(

@@ -61,18 +61,14 @@ def draw(source: str) -> str:
             if kind in {"marker", "symbol", "filter", "linearGradient"} and f"#{name}" not in text:
                 parent.remove(child)
     for node in svg.iter():
-        for attribute in [
-            a for a in node.attrib if a.startswith("data-") or a in {"name", "aria-roledescription"}
-        ]:
+        for attribute in [a for a in node.attrib if a.startswith("data-") or a in {"name", "aria-roledescription"}]:
             del node.attrib[attribute]
         if node.tag != f"{{{_SVG}}}marker" and f"#{node.get('id')}" not in text:
             node.attrib.pop("id", None)
         if "style" in node.attrib:
             node.set(
                 "style",
-                re.sub(
-                    r"(font-family|font-size|font-weight|fill|stroke): ?[^;]+;?|;+", "", node.get("style", "")
-                ),
+                re.sub(r"(font-family|font-size|font-weight|fill|stroke): ?[^;]+;?|;+", "", node.get("style", "")),
             )
             if not node.get("style", "").strip():
                 del node.attrib["style"]
@@ -110,9 +106,7 @@ def refresh(docs: Path = ROOT / "docs") -> tuple[int, int]:
     return len(missing), len(unused)
 
 
-def validate(
-    language: str, inputs: dict[str, str], options: dict[str, Any], attrs: dict[str, Any], md: Any
-) -> bool:
+def validate(language: str, inputs: dict[str, str], options: dict[str, Any], attrs: dict[str, Any], md: Any) -> bool:
     """Take the fence's `title`: SuperFences asks for each fence."""
     options["title"] = inputs.pop("title", "")
     return not inputs
@@ -122,22 +116,18 @@ def fence(source: str, language: str, css_class: str, options: dict[str, Any], m
     """Turn one Mermaid fence into an SVG with a text alternative: SuperFences calls it."""
     title = options.get("title", "")
     if not title:
-        raise CatalogError(
-            [f'{_where(source)}: the diagram has no text alternative; write ```mermaid {{title="..."}}']
-        )
+        raise CatalogError([f'{_where(source)}: the diagram has no text alternative; write ```mermaid {{title="..."}}'])
     try:
         svg = svg_of(source)
-    except Exception as error:  # noqa: BLE001 -- the engine raises types of its own; all mean the same to a writer
+    except Exception as error:
         raise CatalogError(
-            [f"{_where(source)}: Mermaid cannot draw this ({error}); correct the diagram"]
+            [f"{_where(source)}: Mermaid cannot draw this ({' '.join(str(error).split())}); correct the diagram"]
         ) from error
     key = key_of(source)
     svg = re.sub(r'\bid="', f'id="{key}-', svg)
     svg = re.sub(r"url\(#|href=\"#", lambda match: f"{match[0]}{key}-", svg)
     label = f'role="img" aria-labelledby="{key}"'
-    svg = svg.replace("<svg ", f"<svg {label} ", 1).replace(
-        ">", f'><title id="{key}">{escape(title)}</title>', 1
-    )
+    svg = svg.replace("<svg ", f"<svg {label} ", 1).replace(">", f'><title id="{key}">{escape(title)}</title>', 1)
     return f'<figure class="pp-diagram">{svg}</figure>'
 
 

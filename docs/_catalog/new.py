@@ -21,7 +21,7 @@ TODO: say the two or three rules that matter.""",
     "implementation": """```python title="{module}.py"
 --8<-- "snippets/{folder}/{module}.py"
 ```""",
-    "usage": """TODO: begin with the shortest useful example, then the failure a reader will meet. Each runs on every test run.
+    "usage": """TODO: begin with the shortest useful example, then the failure a reader will meet. All of them run.
 
 ```python
 import {module}
@@ -95,18 +95,14 @@ def test_todo_name_what_must_hold() -> None:
 
 
 def start(name: str, root: Path = ROOT) -> list[Path]:
-    """Write the three files of the pattern `category/slug` and return them; refuse and write nothing if that is wrong."""
+    """Write the three files of the pattern `category/slug` and return them; a wrong name writes nothing."""
     match = re.fullmatch(r"([a-z][a-z0-9]*(?:-[a-z0-9]+)*)/([a-z][a-z0-9]*(?:-[a-z0-9]+)*)", name)
     if not match:
-        raise CatalogError(
-            [f"{name!r} is no pattern name; write category/slug in lower case, e.g. resilience/retry"]
-        )
+        raise CatalogError([f"{name!r} is no pattern name; write category/slug in lower case, e.g. resilience/retry"])
     category, slug = match.groups()
     categories = sorted(path.parent.name for path in root.glob("docs/patterns/*/index.md"))
     if category not in categories:
-        remedy = (
-            f"there are {', '.join(categories)}; to add one, write docs/patterns/{category}/index.md first"
-        )
+        remedy = f"there are {', '.join(categories)}; to add one, write docs/patterns/{category}/index.md first"
         raise CatalogError([f"{category!r} is no category; {remedy}"])
     folder, module = folder_of(category), slug.replace("-", "_")
     if module in sys.stdlib_module_names or module == "index":
@@ -120,9 +116,7 @@ def start(name: str, root: Path = ROOT) -> list[Path]:
         there = ", ".join(path.relative_to(root).as_posix() for path in taken)
         raise CatalogError([f"{name!r} exists already ({there}); choose another slug"])
     names = {"id": name, "slug": slug, "module": module, "folder": folder, "today": datetime.date.today()}  # noqa: DTZ011
-    sections = "\n\n".join(
-        f"## {SECTIONS[key]} {{#{key}}}\n\n{_TEXTS[key].format(**names)}" for key in SECTIONS
-    )
+    sections = "\n\n".join(f"## {SECTIONS[key]} {{#{key}}}\n\n{_TEXTS[key].format(**names)}" for key in SECTIONS)
     texts = {
         page: _PAGE.format(**names, sections=sections),
         code: _MODULE.format(path=code.relative_to(root).as_posix()),

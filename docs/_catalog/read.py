@@ -47,6 +47,7 @@ SERVICES = {
     "smtp": "an SMTP server",
 }
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INCLUDE = re.compile(r'^[ \t]*--8<-- "(?P<path>[^":]+)(?::(?P<section>\w+))?"[ \t]*$', re.MULTILINE)
 _SECTION = re.compile(r"^## .*?\{#(?P<id>[\w-]+)\}", re.MULTILINE)
 _SLUG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -262,9 +263,7 @@ class _Reader:
         self.docs = root / "docs"
         self.problems: list[str] = []
         self.known = {
-            f"{path.parent.name}/{path.stem}"
-            for path in self.docs.glob("patterns/*/*.md")
-            if path.name != "index.md"
+            f"{path.parent.name}/{path.stem}" for path in self.docs.glob("patterns/*/*.md") if path.name != "index.md"
         }
         self.wanted, self.locked = _requirements(root)
         self.runs = _runs(root)
@@ -329,18 +328,14 @@ class _Reader:
         text = path.read_text(encoding="utf-8")
         category, slug = path.parent.name, path.stem
         if not _SLUG.fullmatch(slug):
-            self._problem(
-                path, None, f"{slug!r} is no slug", "rename the page: lower-case words with hyphens"
-            )
+            self._problem(path, None, f"{slug!r} is no slug", "rename the page: lower-case words with hyphens")
         meta = self._validated(Meta, path, text)
         if meta is None:
             return None
         for name in meta.related:
             if name not in self.known or name == f"{category}/{slug}":
                 line = line_of(text, name)
-                self._problem(
-                    path, line, f"related: {name!r} is no other page", "use category/slug of a page"
-                )
+                self._problem(path, line, f"related: {name!r} is no other page", "use category/slug of a page")
         modules, shown = self._includes(path, text)
         self._sections(path, text)
         pattern = Pattern(
@@ -359,7 +354,7 @@ class _Reader:
     def _yaml(self, path: Path, text: str) -> dict[str, Any]:
         head, _ = split(text)
         try:
-            data = yaml.load(head, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+            data = yaml.load(head, Loader=_LOADER) or {}  # noqa: S506 -- a safe loader, the one in C where there is one
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             line = mark.line + 2 if mark else 1
@@ -434,9 +429,7 @@ class _Reader:
                 if target in modules:
                     self._problem(path, line, f"{target!r} is shown twice", "remove one of the includes")
                 modules.append(target)
-            elif match["section"] and f"--8<-- [start:{match['section']}]" not in file.read_text(
-                encoding="utf-8"
-            ):
+            elif match["section"] and f"--8<-- [start:{match['section']}]" not in file.read_text(encoding="utf-8"):
                 self._problem(
                     path,
                     line,
@@ -451,9 +444,7 @@ class _Reader:
         folder = self.root / "tests" / "patterns" / folder_of(category)
         stem = f"test_{slug.replace('-', '_')}"
         other = {
-            f"test_{name.partition('/')[2].replace('-', '_')}"
-            for name in self.known
-            if name != f"{category}/{slug}"
+            f"test_{name.partition('/')[2].replace('-', '_')}" for name in self.known if name != f"{category}/{slug}"
         }
         files = [
             p
@@ -492,7 +483,7 @@ class _Reader:
             for name, line in _imports(nodes):
                 if name in sys.stdlib_module_names or name in own:
                     continue
-                distribution = canonicalize_name(name)
+                distribution: str = canonicalize_name(name)
                 if distribution not in self.wanted:
                     distribution = _distribution_of(name, frozenset(self.wanted))
                 if distribution not in self.wanted:
@@ -506,7 +497,7 @@ class _Reader:
         return [found[name] for name in sorted(found)]
 
     def _colors(self, modules: list[str]) -> list[str]:
-        """Tell whether async and sync callers are served, from names: twins end in _sync or _async, or are `f` and `af`."""
+        """Tell from names whether async and sync callers are served: modules `x_sync`, `x_async`, or `f` and `af`."""
         stems = {Path(module).stem for module in modules}
         twins = any(stem.endswith(("_sync", "_async")) for stem in stems)
         waiting: set[str] = set()

@@ -52,15 +52,9 @@ class Macros:
         meta = pattern.meta
         parts = [f"# {meta.title}\n", f"{meta.need}\n{{ .pp-need }}\n"]
         if pattern.archived:
-            instead = (
-                ", ".join(self._link(other) for other in self._related(pattern)) or "the quick reference"
-            )
-            parts.append(
-                f'!!! warning "Archived"\n    This pattern is no longer kept up to date. Use {instead}.\n'
-            )
-        parts.append(
-            f"**Also searched as:** {' · '.join(_esc(a) for a in meta.aliases)}\n{{ .pp-aliases }}\n"
-        )
+            instead = ", ".join(self._link(other) for other in self._related(pattern)) or "the quick reference"
+            parts.append(f'!!! warning "Archived"\n    This pattern is no longer kept up to date. Use {instead}.\n')
+        parts.append(f"**Also searched as:** {' · '.join(_esc(a) for a in meta.aliases)}\n{{ .pp-aliases }}\n")
         rows = [(name, text) for name, text in self._facts(pattern) if text]
         if self.for_markdown:
             parts += [f"- {name}: {_strip(text)}" for name, text in rows]
@@ -91,9 +85,7 @@ class Macros:
             running = " and ".join(SERVICES[service] for service in pattern.meta.services)
             parts.append(f"It talks to {running}, which you run yourself.\n")
         files = [f'<a href="{self._up(m)}" download><code>{_shown(m)}</code></a>' for m in pattern.modules]
-        parts.append(
-            f"Download {_and(files)}, and put {'it' if len(files) == 1 else 'them'} next to your code.\n"
-        )
+        parts.append(f"Download {_and(files)}, and put {'it' if len(files) == 1 else 'them'} next to your code.\n")
         return "\n".join(parts)
 
     def proof(self, name: str) -> str:
@@ -207,12 +199,9 @@ class Macros:
     def _facts(self, pattern: Pattern) -> list[tuple[str, str]]:
         needs = [f"{d.name} {d.locked}" for d in pattern.requires]
         needs += [SERVICES[service] for service in pattern.meta.services]
-        tags = " ".join(
-            f'<a class="pp-tag" href="{self._up(f"find/tags/#{t}")}">{t}</a>' for t in pattern.meta.tags
-        )
+        tags = " ".join(f'<a class="pp-tag" href="{self._up(f"find/tags/#{t}")}">{t}</a>' for t in pattern.meta.tags)
         related = ", ".join(
-            f'<a href="{self._up(other.url)}">{_esc(other.meta.title)}</a>'
-            for other in self._related(pattern)
+            f'<a href="{self._up(other.url)}">{_esc(other.meta.title)}</a>' for other in self._related(pattern)
         )
         return [
             ("Works with", _and(list(pattern.colors))),
@@ -239,13 +228,13 @@ class Macros:
         for module in pattern.modules:
             name, address = _esc(_shown(module)), self._up(module)
             rows.append(
-                f'<li><code>{name}</code> <button type="button" class="pp-copy" data-copy="{address}" hidden>Copy</button>'
+                f'<li><code>{name}</code> <button type="button" data-copy="{address}" hidden>Copy</button>'
                 f' <a href="{address}" download="{_esc(Path(module).name)}">Download</a></li>'
             )
         page = self._up(f"{pattern.url.rstrip('/')}.md")
         return (
             f'<ul class="pp-actions">{"".join(rows)}<li><a href="#implementation">Jump to the code</a>'
-            f' <button type="button" class="pp-copy" data-copy="{page}" hidden>Copy page as Markdown</button>'
+            f' <button type="button" data-copy="{page}" hidden>Copy page as Markdown</button>'
             f' <a href="{page}">View as Markdown</a></li></ul>'
         )
 
@@ -253,9 +242,7 @@ class Macros:
         pattern = self._pattern()
         path = self.catalog.root / "docs" / "_measured" / pattern.category / f"{pattern.slug}.json"
         if not path.is_file():
-            raise CatalogError(
-                [f"docs/{self.src}: nothing was measured; run `make bench PATTERN={pattern.id}`"]
-            )
+            raise CatalogError([f"docs/{self.src}: nothing was measured; run `make bench PATTERN={pattern.id}`"])
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return facts
 
@@ -277,9 +264,7 @@ class Macros:
             cells = "".join(
                 f"<td>{text}</td>" for text in (_esc(pattern.meta.use_case), _esc(pattern.meta.key_benefit))
             )
-            rows.append(
-                f'<tr data-tags="{tags}" data-words="{words}"><th scope="row">{link}</th>{cells}</tr>'
-            )
+            rows.append(f'<tr data-tags="{tags}" data-words="{words}"><th scope="row">{link}</th>{cells}</tr>')
         if self.for_markdown:
             return table(
                 ["Pattern", "Use case", "Key benefit"],

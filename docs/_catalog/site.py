@@ -3,43 +3,43 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 DOCS = Path(__file__).resolve().parents[1]
 if str(DOCS) not in sys.path:
     sys.path.insert(0, str(DOCS))
 for _name in [name for name in sys.modules if name.partition(".")[0] == "_catalog"]:
     del sys.modules[_name]  # `mkdocs serve` loads this file anew on each change: so must what it imports
 
-from mkdocs.exceptions import PluginError  # noqa: E402
+import jinja2  # noqa: E402
+from mkdocs.plugins import get_plugin_logger  # noqa: E402
 
 from _catalog import artifacts, diagrams, read  # noqa: E402
 from _catalog.render import Macros  # noqa: E402
 
+log = get_plugin_logger("catalogue")
+
 
 def define_env(env: Any) -> None:
     """Read the catalogue, make the navigation, add the macros and the diagram fence."""
-    try:
-        catalog = read.load()
-    except read.CatalogError as error:
-        raise PluginError(f"the catalogue is wrong\n{error}") from None
     config = env.conf
+    env.pp_catalog = catalog = _or_stop(read.load)
     config["nav"] = navigation(catalog)
+
+    def fence(*args: Any, **kwargs: Any) -> str:
+        return _or_stop(diagrams.fence, *args, **kwargs)
+
     config["mdx_configs"].setdefault("pymdownx.superfences", {})["custom_fences"] = [
-        {
-            "name": "mermaid",
-            "class": "mermaid",
-            "format": _plainly(diagrams.fence),
-            "validator": diagrams.validate,
-        }
+        {"name": "mermaid", "class": "mermaid", "format": fence, "validator": diagrams.validate}
     ]
-    env.pp_catalog = catalog
 
     def bind(name: str) -> None:
         def call(*args: str) -> str:
             macros = Macros(catalog, env.page.file.src_uri, config["extra"].get("repo") or "")
-            return _plainly(macros.exported()[name])(*args)
+            return macros.exported()[name](*args)
 
         env.macro(call, name)
 
@@ -47,12 +47,40 @@ def define_env(env: Any) -> None:
         bind(name)
 
 
+def on_pre_page_macros(env: Any) -> None:
+    """Expand a page's macros here, so that a mistake is told in one line; while serving, the page shows that line."""
+    try:
+        env.markdown = env.env.from_string(env.markdown).render(**env.variables)
+    except (jinja2.TemplateError, TypeError, read.CatalogError) as error:
+        message = explain(error, env)
+        if env.conf["strict"]:
+            raise SystemExit(message) from None
+        log.error(message)  # noqa: TRY400 -- the message is the point, the traceback is not
+        env.markdown = f'!!! failure "This page is broken"\n    {message}\n'
+
+
+def explain(error: Exception, env: Any) -> str:
+    """Say what is wrong with a macro call: file, line, remedy."""
+    if isinstance(error, read.CatalogError):
+        return str(error)
+    line = getattr(error, "lineno", None) or 1
+    trace = error.__traceback__
+    while trace and not isinstance(error, jinja2.TemplateSyntaxError):
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    path = DOCS / env.page.file.src_uri
+    text = path.read_text(encoding="utf-8")
+    line += text.count("\n", 0, text.index(env.markdown.strip()[:200]))
+    known = ", ".join(sorted(Macros(env.pp_catalog, "").exported()))
+    remedy = f"the macros are {known}" if isinstance(error, jinja2.UndefinedError) else "correct the call"
+    return f"docs/{env.page.file.src_uri}:{line}: {error}; {remedy}"
+
+
 def on_post_build(env: Any) -> None:
     """Write the files beside the pages."""
     redirects = env.conf["extra"].get("redirects") or {}
-    _plainly(artifacts.write)(
-        env.pp_catalog, Path(env.conf["site_dir"]), env.conf["site_url"] or "", redirects
-    )
+    _or_stop(artifacts.write, env.pp_catalog, Path(env.conf["site_dir"]), env.conf["site_url"] or "", redirects)
 
 
 def navigation(catalog: read.Catalog) -> list[Any]:
@@ -61,25 +89,19 @@ def navigation(catalog: read.Catalog) -> list[Any]:
     for category in catalog.categories:
         pages = [{p.meta.title: p.src} for p in category.patterns if not p.archived]
         patterns.append({category.meta.title: [f"patterns/{category.name}/index.md", *pages]})
-    find = [
-        {"By need": "find/index.md"},
-        *({f"By {n}": f"find/{n}.md"} for n in ("tag", "library", "service")),
+    find = [{"By need": "find/index.md"}, *({f"By {n}": f"find/{n}.md"} for n in ("tag", "library", "service"))]
+    about = sorted((path.name for path in (DOCS / "about").glob("*.md")), key=lambda name: (name != "index.md", name))
+    return [
+        {"Quick reference": "index.md"},
+        {"Patterns": patterns},
+        {"Find": find},
+        {"About": [f"about/{name}" for name in about]},
     ]
-    about = [f"about/{path.name}" for path in sorted((DOCS / "about").glob("*.md"), key=_about_order)]
-    return [{"Quick reference": "index.md"}, {"Patterns": patterns}, {"Find": find}, {"About": about}]
 
 
-def _about_order(path: Path) -> tuple[bool, str]:
-    return path.name != "index.md", path.name
-
-
-def _plainly(call: Any) -> Any:
-    """Turn a `CatalogError` into the error that MkDocs prints as one line, without a traceback."""
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return call(*args, **kwargs)
-        except read.CatalogError as error:
-            raise PluginError(str(error)) from None
-
-    return wrapped
+def _or_stop(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call; a `CatalogError` ends the build with its message alone, and a live server keeps the last good site."""
+    try:
+        return call(*args, **kwargs)
+    except read.CatalogError as error:
+        raise SystemExit(str(error)) from None

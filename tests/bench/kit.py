@@ -1,9 +1,9 @@
 """What a benchmark is made of, and the runner that records it.
 
-`tests/bench/<category>/<slug with underscores>.py` measures one pattern. It has `tables() -> list[Table]`, and `plots() -> list[Plot]`
-where the page shows a curve. `make bench` runs them and writes `docs/_measured/<category>/<slug>.json` (and an SVG a plot); the page
-shows them with `{$ measured("name") $}` and `{$ plot("name") $}`. All rows of a table are timed in one run, interleaved, so that their
-ratio holds on a noisy machine.
+`tests/bench/<category>/<slug with underscores>.py` measures one pattern. It has `tables() -> list[Table]`, and
+`plots() -> list[Plot]` where the page shows a curve. `make bench` runs them and writes
+`docs/_measured/<category>/<slug>.json` (and an SVG a plot); the page shows them with `{$ measured("name") $}` and
+`{$ plot("name") $}`. All rows of a table are timed in one run, interleaved: their ratio holds on a noisy machine.
 """
 
 from __future__ import annotations
@@ -77,9 +77,7 @@ def ratio_table(name: str, seconds: Mapping[str, float], *, base: str, note: str
     """Make a table of times and of ratios to the row `base` (ours), which comes first."""
     factor = {"s": 1.0, "ms": 1e3, "µs": 1e6}[unit]
     order = [base, *(key for key in seconds if key != base)]
-    rows = [
-        [key, f"{seconds[key] * factor:.3g} {unit}", f"{seconds[key] / seconds[base]:.2f} ×"] for key in order
-    ]
+    rows = [[key, f"{seconds[key] * factor:.3g} {unit}", f"{seconds[key] / seconds[base]:.2f} ×"] for key in order]
     return Table(name, ("", "time a call", "ratio"), rows, note)
 
 
@@ -125,7 +123,7 @@ def _svg(plot: Plot) -> str:
     svg = svg[svg.index("<svg") :]
     for colour, variable in _CSS.items():
         svg = svg.replace(colour, f"var({variable})")
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bfont: ([\d.]+)px [^;"]+', r"font-size: \1px", svg)
     prefix = re.sub(r"\W", "-", plot.name)  # several plots on one page: their ids must not meet
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)

@@ -105,18 +105,21 @@ class Leash:
         deadline = time.monotonic() + timeout
         while not ready():
             if self.watcher.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the server did not come up: {self.log()[-2000:]}")
+                log = self.log()[-2000:]
+                self.end(keep=True)
+                raise RuntimeError(f"the server did not come up: {log}")
             time.sleep(0.01)
 
     def end(self, *, sig: int | None = None, keep: bool = False) -> None:
         """Send `sig` (default: the stop signal), wait, and remove the folder unless `keep`."""
-        if self.watcher.poll() is None and self.watcher.stdin:
-            # The server may end between the check and the write: then there is nobody to tell.
-            with contextlib.suppress(BrokenPipeError):
-                order = f"{int(sig or self._stop_signal)} {'keep' if keep else 'remove'}"
-                self.watcher.stdin.write(order.encode())
-                self.watcher.stdin.close()
-            self.watcher.wait(30)
+        assert self.watcher.stdin is not None
+        # Where the server has ended by itself there is nobody to tell.
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            order = f"{int(sig or self._stop_signal)} {'keep' if keep else 'remove'}"
+            self.watcher.stdin.write(order.encode())
+        with contextlib.suppress(BrokenPipeError):
+            self.watcher.stdin.close()
+        self.watcher.wait(30)
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
 

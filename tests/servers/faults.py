@@ -18,7 +18,6 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import Callable
 
 _Pair = tuple[asyncio.StreamWriter, asyncio.StreamWriter]
 
@@ -69,7 +68,15 @@ class FaultProxy:
 
     def reset_all(self) -> None:
         """Reset (TCP RST) every open connection, both ends."""
-        self._on_loop(lambda: [self._break(pair) for pair in list(self._pairs)])
+        done = threading.Event()
+
+        def reset() -> None:
+            for pair in list(self._pairs):
+                self._break(pair)
+            done.set()
+
+        self._loop.call_soon_threadsafe(reset)
+        done.wait(5)
 
     def stop(self) -> None:
         """Reset what is open, stop listening, join the thread."""
@@ -147,8 +154,3 @@ class FaultProxy:
             with contextlib.suppress(OSError):  # SO_LINGER 0 turns close() into a reset
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
-
-    def _on_loop(self, call: Callable[[], object]) -> None:
-        done = threading.Event()
-        self._loop.call_soon_threadsafe(lambda: (call(), done.set()))
-        done.wait(5)

@@ -47,11 +47,7 @@ def database_url(postgres_url: str) -> Iterator[str]:
     with psycopg.connect(postgres_url, autocommit=True) as admin:
         admin.execute(f'create database "{name}"')
         try:
-            yield (
-                conninfo.make_conninfo(postgres_url, dbname=name)
-                if "=" in postgres_url.split("?")[0]
-                else (_with_database(postgres_url, name))
-            )
+            yield _with_database(postgres_url, name)
         finally:
             admin.execute(f'drop database "{name}" with (force)')
 
@@ -79,9 +75,7 @@ def _valkey_url() -> Iterator[str]:
 def valkey_url(_valkey_url: str, worker_id: str) -> Iterator[str]:
     """Address of an empty Valkey (or Redis) database of this test process: REDIS_URL's server, else our own."""
     number = int(worker_id.removeprefix("gw")) if worker_id.startswith("gw") else 0
-    url = (
-        f"{_valkey_url.rstrip('/').rsplit('/', 1)[0]}/{number}" if _valkey_url.count("/") > 2 else _valkey_url
-    )
+    url = f"{_valkey_url.rstrip('/').rsplit('/', 1)[0]}/{number}" if _valkey_url.count("/") > 2 else _valkey_url
     with redis.Redis.from_url(url, retry=None) as client:
         client.flushdb()
         yield url

@@ -53,8 +53,7 @@ class Postgres:
             self._settings = {
                 "listen_addresses": "127.0.0.1",
                 "unix_socket_directories": "" if os.name == "nt" else str(self._folder),
-                "fsync": "off",
-                "synchronous_commit": "off",
+                "fsync": "off",  # the machine will not crash, and what was committed survives a crash of the server
                 "full_page_writes": "off",
                 "wal_level": "logical",
                 **settings,
@@ -75,12 +74,10 @@ class Postgres:
 
     def start(self) -> None:
         """Start the server again on the same port after `stop(keep=True)` or `kill()`."""
-        argv = [self._bin / "postgres", "-D", self._data, f"--port={self.port}"]
+        argv: list[str | Path] = [self._bin / "postgres", "-D", self._data, f"--port={self.port}"]
         argv += [f"--{name}={value}" for name, value in self._settings.items()]
         (self._data / "postmaster.pid").unlink(missing_ok=True)
-        self._leash = Leash(
-            argv, folder=self._folder, stop_signal=signal.SIGINT, account=self._account, env=_ENV
-        )
+        self._leash = Leash(argv, folder=self._folder, stop_signal=signal.SIGINT, account=self._account, env=_ENV)
         self._leash.wait_until(self._ready)
 
     def stop(self, *, keep: bool = False) -> None:
@@ -130,7 +127,7 @@ class Postgres:
 
     def _run(self, argv: list[str | Path]) -> subprocess.CompletedProcess[str]:
         user, group = self._account or (None, None)
-        extra = [] if self._account else None
+        extra: list[int] | None = [] if self._account else None
         return subprocess.run(
             argv,
             cwd="/" if os.name == "posix" else None,

@@ -88,9 +88,7 @@ class Smtp:
         self.inbox = Inbox()
         self.logins: list[bytes] = []
 
-        def check(
-            server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: object
-        ) -> AuthResult:
+        def check(server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: object) -> AuthResult:
             assert isinstance(data, LoginPassword)
             self.logins.append(data.login)
             expected = (username.encode(), password.encode())

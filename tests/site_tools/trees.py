@@ -1,0 +1,68 @@
+"""Synthetic trees of the whole project: empty, with one pattern, or with as many as the catalogue will have."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from _catalog import read
+
+ROOT = read.ROOT
+
+
+def make(target: Path, count: int) -> Path:
+    """Make a tree at `target` with `count` patterns, cloned in turn from the real ones, and return it."""
+    catalog = read.load()
+    (target / "docs").mkdir(parents=True)
+    for name in ("mkdocs.yml", "pyproject.toml", "requirements.txt"):
+        shutil.copyfile(ROOT / name, target / name)
+    for name in ("_catalog", "_theme", "_diagrams", "find", "about"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "docs" / name, target / "docs" / name, ignore=ignore)
+    for folder in ("docs/patterns", "docs/_measured", "snippets", "tests/patterns"):
+        (target / folder).mkdir(parents=True)
+    shutil.copyfile(ROOT / "docs/patterns/index.md", target / "docs/patterns/index.md")
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    index = re.sub(r"^front_door: .*\n(?:  - .*\n)*", "front_door: []\n", index, flags=re.MULTILINE)
+    (target / "docs/index.md").write_text(index, encoding="utf-8")
+    for number in range(count):
+        _clone(catalog.patterns[number % len(catalog.patterns)], target, number)
+    return target
+
+
+def _clone(pattern: read.Pattern, target: Path, number: int) -> None:
+    folder = target / "docs" / "patterns" / pattern.category
+    if not folder.is_dir():
+        folder.mkdir()
+        guide = (ROOT / "docs/patterns" / pattern.category / "index.md").read_text(encoding="utf-8")
+        # A guide links to patterns by their real names.
+        guide = re.sub(r"\[([^]]+)\]\([\w./-]+\.md(?:#[\w-]+)?\)", r"\1", guide)
+        (folder / "index.md").write_text(guide, encoding="utf-8")
+    ending = f"{number:03}"
+    names = {Path(m).stem if len(Path(m).parts) == 3 else Path(m).parent.name for m in pattern.modules}
+    slug_ = pattern.slug.replace("-", "_")
+
+    def renamed(text: str) -> str:
+        for name in sorted(names | {slug_, f"test_{slug_}"}, key=len, reverse=True):
+            text = re.sub(rf"(?<![\w-]){name}(?![\w-])", f"{name}_{ending}", text)
+        return text
+
+    page = (ROOT / "docs" / pattern.src).read_text(encoding="utf-8")
+    page = re.sub(r"^title: .*$", f"title: {pattern.slug} {ending}", page, flags=re.MULTILINE)
+    page = re.sub(r"^related:.*\n(?:  - .*\n)*", "related: []\n", page, flags=re.MULTILINE)
+    page = re.sub(r"\[([^]]+)\]\([\w./-]+\.md(?:#[\w-]+)?\)", r"\1", page)
+    (folder / f"{pattern.slug}-{ending}.md").write_text(renamed(page), encoding="utf-8")
+    files = {Path(m) for m in pattern.modules} | {Path(proof.path) for proof in pattern.proofs}
+    files |= {f.relative_to(ROOT) for m in pattern.modules for f in (ROOT / m).parent.glob("__init__.py")}
+    for file in files:
+        parts = [renamed(part.removesuffix(".py")) + (".py" if part.endswith(".py") else "") for part in file.parts]
+        copy = target.joinpath(*parts)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(renamed((ROOT / file).read_text(encoding="utf-8")), encoding="utf-8")
+    for file in (ROOT / "docs/_measured" / pattern.category).glob(f"{pattern.slug}.*"):
+        copy = (
+            target / "docs/_measured" / pattern.category / file.name.replace(pattern.slug, f"{pattern.slug}-{ending}")
+        )
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
