@@ -20,7 +20,7 @@ export MYPYPATH := docs:tests:$(subst $(eval ) ,:,$(wildcard snippets/*))
 .PHONY: help
 help: ## list the targets
 	@echo "Proven Patterns. Targets:"
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: serve
 serve: $(VENV)/.ready ## show the site on http://127.0.0.1:8000, reloaded on every edit (ADDR=host:port)
@@ -35,7 +35,7 @@ test: $(VENV)/.ready ## prove everything (WORKERS=2, PATTERN=category/slug for o
 ifeq ($(PATTERN),)
 	@$(RUN) -m pytest -n $(WORKERS) --cov --cov-report=term
 else
-	@$(RUN) -m pytest $(call proofs_of,$(PATTERN)) tests/site/test_examples.py -k "$(notdir $(PATTERN)) or $(subst -,_,$(notdir $(PATTERN)))"
+	@files=$$($(RUN) docs/_catalog proofs "$(PATTERN)") && $(RUN) -m pytest $$files tests/site/test_examples.py -k "$(notdir $(PATTERN)) or $(subst -,_,$(notdir $(PATTERN)))"
 endif
 
 .PHONY: check
@@ -51,7 +51,7 @@ check: $(VENV)/.ready ## lint, types, strict build and all tests: what has to pa
 .PHONY: examples
 examples: $(VENV)/.ready ## refresh the printed outputs (#>) on the pages, and the diagrams
 	@$(RUN) docs/_catalog diagrams
-	@$(RUN) -m pytest tests/site/test_examples.py --update-examples -p no:randomly -q || true
+	@$(RUN) -m pytest tests/site/test_examples.py --update-examples -p no:randomly -q
 	@git diff --stat -- docs
 
 .PHONY: bench
@@ -89,8 +89,6 @@ echo "Setting up $(1) with $$($(PYTHON) --version) and the locked packages of $(
 $(PYTHON) -m venv --clear $(1) || { echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
 $(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(2) && touch $(1)/.ready && echo "Ready."
 endef
-
-proofs_of = $(wildcard tests/patterns/$(subst -,_,$(firstword $(subst /, ,$(1))))/test_$(subst -,_,$(notdir $(1)))*.py)
 
 %:
 	@echo "There is no target '$@'; 'make help' lists them." >&2; exit 2

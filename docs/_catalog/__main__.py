@@ -1,6 +1,7 @@
 """The catalogue as a command: `python docs/_catalog COMMAND`.
 
 new CATEGORY/SLUG   start a pattern
+proofs CATEGORY/SLUG  name the files that prove a pattern
 serve HOST:PORT     show the site, reloaded on every edit
 diagrams            draw the diagrams that are missing, remove those that no page shows
 check               read and validate everything
@@ -28,6 +29,8 @@ def main(arguments: list[str]) -> int:
             for path in new.start(name):
                 print(f"wrote {path.relative_to(read.ROOT).as_posix()}")  # noqa: T201
             print("Replace each TODO; `make test` names those that are left.")  # noqa: T201
+        case ["proofs", name]:
+            print("\n".join(proofs_of(name)))  # noqa: T201
         case ["serve", address]:
             serve(address)
         case ["diagrams"]:
@@ -43,6 +46,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def proofs_of(name: str) -> list[str]:
+    """Return the files that prove the pattern `category/slug`."""
+    patterns = {pattern.id: pattern for pattern in read.load().patterns}
+    if name not in patterns:
+        raise read.CatalogError([f"{name!r} is no pattern; there are: {', '.join(patterns)}"])
+    return sorted({proof.path for proof in patterns[name].proofs})
+
+
 def serve(address: str) -> None:
     """Run the live server; begin as soon as the catalogue is valid, so that a mistake stops nobody's session."""
     told = ""
@@ -55,7 +66,8 @@ def serve(address: str) -> None:
                 told = str(error)
                 print(f"{told}\nWaiting until that is mended ...", file=sys.stderr, flush=True)  # noqa: T201
             time.sleep(0.5)
-    argv = [sys.executable, "-m", "mkdocs", "serve", "--dev-addr", address]
+    argv = [sys.executable, "-m", "mkdocs", "serve", "--dirty", "--dev-addr", address]
+    os.environ["PROVEN_PATTERNS_LIVE"] = "1"
     os.chdir(read.ROOT)
     if os.name == "posix":
         os.execv(sys.executable, argv)  # noqa: S606 -- one process, so that Ctrl-C reaches it and it cleans up

@@ -15,7 +15,7 @@ import jinja2
 
 from _catalog import read
 from _catalog.read import Catalog, Pattern
-from _catalog.render import Macros, verdict
+from _catalog.render import Macros, package_of, verdict
 
 _TEMPLATE: dict[str, Any] = {
     "undefined": jinja2.StrictUndefined,
@@ -32,6 +32,13 @@ SEARCHED = {"when-to-use-it", "how-it-works", "gotchas"}
 #: Pages that only list others: a search would find them for everything.
 UNSEARCHED = ("find/", "about/status/")
 
+_PREFORMATTED = re.compile(r"(<pre\b.*?</pre>|<script\b.*?</script>|<textarea\b.*?</textarea>)", re.DOTALL)
+_UNNAMED = re.compile(
+    r'(<nav class="md-nav" data-md-level="\d" )aria-labelledby="(__nav_[\d_]+)_label"([^>]*>)'
+    r'(\s*<label class="md-nav__title" for="\2">(.*?)</label>)',
+    re.DOTALL,
+)
+_NEUTRAL = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
 _INCLUDE = re.compile(r'^(?P<indent>[ \t]*)--8<-- "(?P<path>[^":]+)(?::(?P<section>\w+))?"[ \t]*$', re.MULTILINE)
 
 
@@ -51,16 +58,36 @@ def write(catalog: Catalog, site: Path, base: str, redirects: Mapping[str, str] 
     (site / "patterns.schema.json").write_text(json.dumps(schema(base), indent=1) + "\n", encoding="utf-8")
     for old, new in (redirects or {}).items():
         _redirect(site, old, new)
+    for page in site.rglob("*.html"):
+        page.write_text(slim(name_landmarks(page.read_text(encoding="utf-8"))), encoding="utf-8")
     index = site / "search" / "search_index.json"
     if index.is_file():
         tuned = tune(catalog, json.loads(index.read_text(encoding="utf-8")))
         index.write_text(json.dumps(tuned, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
 
 
+def slim(html: str) -> str:
+    """Leave out what a reader never sees: templates' indentation, and highlighting that has no color of its own."""
+    parts = _PREFORMATTED.split(html)
+    for number, part in enumerate(parts):
+        parts[number] = _NEUTRAL.sub(r"\1", part) if number % 2 else re.sub(r"\s*\n\s*", "\n", part)
+    return "".join(parts)
+
+
+def name_landmarks(html: str) -> str:
+    """Give names to the dialog and the navigation blocks that Material leaves without, for screen readers."""
+    html = html.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
+    return _UNNAMED.sub(
+        lambda match: f'{match[1]}aria-label="{" ".join(_tags(match[5]).split())}"{match[3]}{match[4]}', html
+    )
+
+
 def expand(catalog: Catalog, pattern: Pattern) -> str:
     """Return a page's Markdown with macros and includes resolved and the generated reference left out."""
     macros = Macros(catalog, pattern.src, for_markdown=True)
-    environment = jinja2.Environment(**_TEMPLATE)
+    environment = jinja2.Environment(**_TEMPLATE)  # noqa: S701 -- Markdown
     body = environment.from_string(pattern.body).render(**macros.exported())
     body = _INCLUDE.sub(lambda match: included(catalog.root, match), body)
     body = re.sub(r"^## Reference \{#reference\}\n.*?(?=^## )", "", body, flags=re.MULTILINE | re.DOTALL)
@@ -177,7 +204,13 @@ def names_of(catalog: Catalog, pattern: Pattern) -> list[str]:
             text,
         ):
             found[name] = None
-    return [*(v.name for v in pattern.meta.env), *(d.name for d in pattern.requires), *found]
+    # The separator takes PgBouncer apart; who types pgbouncer means the whole.
+    whole = {word.lower() for word in re.findall(r"\b(?:[A-Z][a-z0-9]+){2,}\b", pattern.body)}
+    return [*(v.name for v in pattern.meta.env), *(d.name for d in pattern.requires), *found, *sorted(whole)]
+
+
+def _tags(html: str) -> str:
+    return re.sub(r"<[^>]+>", "", html)
 
 
 def _plain(html: str) -> str:
@@ -206,9 +239,8 @@ def _llms(catalog: Catalog, base: str) -> str:
 
 
 def _archives(catalog: Catalog, site: Path) -> None:
-    """Zip the modules that live in a folder of their own, with all of that folder; the same bytes each time."""
-    folders = {Path(m).parent for p in catalog.patterns for m in p.modules if len(Path(m).parts) > 3}
-    for folder in sorted(folders):
+    """Zip each package, with all of its files; the same bytes each time."""
+    for folder in sorted({Path(package) for p in catalog.patterns if (package := package_of(p))}):
         with zipfile.ZipFile(site / f"{folder.as_posix()}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             for file in sorted((catalog.root / folder).glob("*.py")):
                 entry = zipfile.ZipInfo(f"{folder.name}/{file.name}", (2020, 1, 1, 0, 0, 0))

@@ -128,7 +128,9 @@ def fence(source: str, language: str, css_class: str, options: dict[str, Any], m
     svg = re.sub(r"url\(#|href=\"#", lambda match: f"{match[0]}{key}-", svg)
     label = f'role="img" aria-labelledby="{key}"'
     svg = svg.replace("<svg ", f"<svg {label} ", 1).replace(">", f'><title id="{key}">{escape(title)}</title>', 1)
-    return f'<figure class="pp-diagram">{svg}</figure>'
+    width = re.search(r'\bwidth="(\d+)"', svg)
+    natural = f' style="--pp-width: {width[1]}px"' if width else ""
+    return f'<figure class="pp-diagram"{natural} tabindex="0">{svg}</figure>'
 
 
 def _where(source: str) -> str:

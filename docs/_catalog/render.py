@@ -18,11 +18,11 @@ _esc = html.escape
 
 @dataclass(frozen=True)
 class Macros:
-    """The macros of one page. `repo` is the project's address on its forge, for links to a line of a proof."""
+    """The macros of one page. `sources` is where a line of a proof can be read."""
 
     catalog: Catalog
     src: str
-    repo: str = ""
+    sources: str = ""
     for_markdown: bool = False  # an artifact for machines: no scripts, no buttons
 
     def exported(self) -> Mapping[str, Callable[..., str]]:
@@ -84,8 +84,14 @@ class Macros:
         if pattern.meta.services:
             running = " and ".join(SERVICES[service] for service in pattern.meta.services)
             parts.append(f"It talks to {running}, which you run yourself.\n")
-        files = [f'<a href="{self._up(m)}" download><code>{_shown(m)}</code></a>' for m in pattern.modules]
-        parts.append(f"Download {_and(files)}, and put {'it' if len(files) == 1 else 'them'} next to your code.\n")
+        if package := package_of(pattern):
+            parts.append(
+                f'Download <a href="{self._up(package)}.zip" download><code>{Path(package).name}.zip</code></a> and '
+                f"unpack it next to your own code: it is one folder, `{Path(package).name}/`.\n"
+            )
+        else:
+            files = [f'<a href="{self._up(m)}" download><code>{_shown(m)}</code></a>' for m in pattern.modules]
+            parts.append(f"Download {_and(files)}, and put {'it' if len(files) == 1 else 'them'} next to your code.\n")
         return "\n".join(parts)
 
     def proof(self, name: str) -> str:
@@ -123,7 +129,7 @@ class Macros:
             raise self._unmeasured(name, "table", facts["tables"])
         recorded = facts["tables"][name]
         return (
-            table([column or " " for column in recorded["columns"]], recorded["rows"])
+            table([column or "What" for column in recorded["columns"]], recorded["rows"])
             + f"\n\n{recorded['note']} Measured on {facts['date']} with Python {facts['python']} on "
             f"{facts['machine']} by `{facts['command']}`, all rows in one run.\n{{ .pp-measured }}\n"
         )
@@ -231,6 +237,9 @@ class Macros:
                 f'<li><code>{name}</code> <button type="button" data-copy="{address}" hidden>Copy</button>'
                 f' <a href="{address}" download="{_esc(Path(module).name)}">Download</a></li>'
             )
+        if package := package_of(pattern):
+            archive = f'<a href="{self._up(package)}.zip" download>Download all files</a>'
+            rows.append(f"<li><code>{Path(package).name}/</code> {archive}</li>")
         page = self._up(f"{pattern.url.rstrip('/')}.md")
         return (
             f'<ul class="pp-actions">{"".join(rows)}<li><a href="#implementation">Jump to the code</a>'
@@ -305,7 +314,7 @@ class Macros:
         return "../" * len([part for part in here.split("/") if part]) + address
 
     def _source(self, path: str, line: int) -> str:
-        return f"{self.repo}/blob/main/{path}#L{line}" if self.repo else self._up(path)
+        return f"{self.sources}/{path}#L{line}" if self.sources else self._up(path)
 
 
 def verdict(verified: Verified | None) -> str:
@@ -326,6 +335,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     return "\n".join([line(header), "|" + " --- |" * len(header), *map(line, rows)])
+
+
+def package_of(pattern: Pattern) -> str | None:
+    """Return the folder of a pattern whose modules form a package, None where they stand alone."""
+    folders = {Path(module).parent.as_posix() for module in pattern.modules if len(Path(module).parts) > 3}
+    return next(iter(folders), None)
 
 
 def _shown(module: str) -> str:

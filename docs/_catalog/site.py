@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +12,21 @@ T = TypeVar("T")
 DOCS = Path(__file__).resolve().parents[1]
 if str(DOCS) not in sys.path:
     sys.path.insert(0, str(DOCS))
-for _name in [name for name in sys.modules if name.partition(".")[0] == "_catalog"]:
-    del sys.modules[_name]  # `mkdocs serve` loads this file anew on each change: so must what it imports
+# `mkdocs serve` loads this file anew on each change. What it imports is loaded anew only when it has changed,
+# because it remembers what it has parsed.
+_STAMP = max(path.stat().st_mtime_ns for path in Path(__file__).parent.glob("*.py"))
+if getattr(sys.modules.get("_catalog"), "stamp", None) != _STAMP:
+    for _name in [name for name in sys.modules if name.partition(".")[0] == "_catalog"]:
+        del sys.modules[_name]
 
 import jinja2  # noqa: E402
+import pathspec  # noqa: E402
 from mkdocs.plugins import get_plugin_logger  # noqa: E402
 
 from _catalog import artifacts, diagrams, read  # noqa: E402
 from _catalog.render import Macros  # noqa: E402
+
+sys.modules["_catalog"].stamp = _STAMP  # type: ignore[attr-defined]
 
 log = get_plugin_logger("catalogue")
 
@@ -28,6 +36,10 @@ def define_env(env: Any) -> None:
     config = env.conf
     env.pp_catalog = catalog = _or_stop(read.load)
     config["nav"] = navigation(catalog)
+    hidden = [pattern.src for pattern in catalog.patterns if pattern.archived]
+    config["not_in_nav"] = pathspec.GitIgnoreSpec.from_lines(hidden)
+    if os.environ.get("PROVEN_PATTERNS_LIVE"):
+        forget_stale(catalog, Path(config["site_dir"]))
 
     def fence(*args: Any, **kwargs: Any) -> str:
         return _or_stop(diagrams.fence, *args, **kwargs)
@@ -38,7 +50,7 @@ def define_env(env: Any) -> None:
 
     def bind(name: str) -> None:
         def call(*args: str) -> str:
-            macros = Macros(catalog, env.page.file.src_uri, config["extra"].get("repo") or "")
+            macros = Macros(catalog, env.page.file.src_uri, "{repo}/blob/{branch}".format(**config["extra"]))
             return macros.exported()[name](*args)
 
         env.macro(call, name)
@@ -47,10 +59,31 @@ def define_env(env: Any) -> None:
         bind(name)
 
 
+def forget_stale(catalog: read.Catalog, site: Path) -> None:
+    """Remove built pages that an edit has made stale, so that the live server builds those again and no others.
+
+    MkDocs compares a page with its source only. A page here shows modules, proofs and measurements too, and pages
+    that list patterns show all front matter.
+    """
+    shared = [DOCS.parent / "mkdocs.yml", *(DOCS / "_catalog").glob("*.py"), *(DOCS / "_theme").rglob("*.*")]
+    newest = max(path.stat().st_mtime for path in shared)
+    for pattern in catalog.patterns:
+        shown = [DOCS.parent / name for name in (*pattern.modules, *pattern.shown, *{p.path for p in pattern.proofs})]
+        shown += (DOCS / "_measured" / pattern.category).glob(f"{pattern.slug}.*")
+        built = site / pattern.url / "index.html"
+        if built.is_file() and built.stat().st_mtime < max(newest, *(path.stat().st_mtime for path in shown)):
+            built.unlink()
+    listing = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} - {p.src for p in catalog.patterns}
+    for src in listing:
+        (site / src).with_suffix("").joinpath("index.html").unlink(missing_ok=True)
+        (site / src).with_suffix(".html").unlink(missing_ok=True)
+
+
 def on_pre_page_macros(env: Any) -> None:
     """Expand a page's macros here, so that a mistake is told in one line; while serving, the page shows that line."""
     try:
         env.markdown = env.env.from_string(env.markdown).render(**env.variables)
+        env.page.meta["render_macros"] = False  # once is enough
     except (jinja2.TemplateError, TypeError, read.CatalogError) as error:
         message = explain(error, env)
         if env.conf["strict"]:

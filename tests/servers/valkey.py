@@ -48,7 +48,7 @@ class Valkey:
 
     def kill(self) -> None:
         """Crash; `start()` brings back an empty server on the same port."""
-        self._leash.end(sig=signal.SIGKILL, keep=True)
+        self._leash.end(sig=getattr(signal, "SIGKILL", signal.SIGTERM), keep=True)
 
     def _start(self, port: int) -> None:
         self.port = port

@@ -44,9 +44,9 @@ def _clone(pattern: read.Pattern, target: Path, number: int) -> None:
     slug_ = pattern.slug.replace("-", "_")
 
     def renamed(text: str) -> str:
-        for name in sorted(names | {slug_, f"test_{slug_}"}, key=len, reverse=True):
+        for name in sorted(names | {slug_}, key=len, reverse=True):
             text = re.sub(rf"(?<![\w-]){name}(?![\w-])", f"{name}_{ending}", text)
-        return text
+        return re.sub(rf"\btest_{slug_}(?=[_.])", f"test_{slug_}_{ending}", text)  # a proof may be several files
 
     page = (ROOT / "docs" / pattern.src).read_text(encoding="utf-8")
     page = re.sub(r"^title: .*$", f"title: {pattern.slug} {ending}", page, flags=re.MULTILINE)
@@ -56,7 +56,7 @@ def _clone(pattern: read.Pattern, target: Path, number: int) -> None:
     files = {Path(m) for m in pattern.modules} | {Path(proof.path) for proof in pattern.proofs}
     files |= {f.relative_to(ROOT) for m in pattern.modules for f in (ROOT / m).parent.glob("__init__.py")}
     for file in files:
-        parts = [renamed(part.removesuffix(".py")) + (".py" if part.endswith(".py") else "") for part in file.parts]
+        parts = [renamed(part) for part in file.parts]
         copy = target.joinpath(*parts)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(renamed((ROOT / file).read_text(encoding="utf-8")), encoding="utf-8")

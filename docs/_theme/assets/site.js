@@ -22,6 +22,17 @@ for (const button of document.querySelectorAll("[data-copy]")) {
   })
 }
 
+/* The theme adds a navigation landmark to each block of code as it scrolls into view, all of them without a name. */
+let blocks = 0
+const name = () => {
+  for (const bar of document.querySelectorAll(".md-code__nav:not([aria-label])")) {
+    const file = bar.closest(".highlight")?.querySelector(".filename")?.textContent
+    bar.setAttribute("aria-label", `Code block ${++blocks}${file ? `, ${file}` : ""}`)
+  }
+}
+new MutationObserver(name).observe(document.body, { childList: true, subtree: true })
+name()
+
 for (const box of document.querySelectorAll(".pp-table")) {
   const body = box.querySelector("tbody")
   const rows = [...body.rows]

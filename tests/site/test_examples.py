@@ -1,0 +1,132 @@
+"""Every example on a page runs, is formatted, and prints what the page says.
+
+`make examples` rewrites the `#>` lines from what the examples really print.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_examples import CodeExample, EvalExample, find_examples
+
+from _catalog import read
+
+ROOT = read.ROOT
+_INCLUDE = re.compile(r'^\s*--8<-- "', re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*(?P<info>[^\n`]*)$", re.MULTILINE)
+
+
+def _examples() -> list[CodeExample]:
+    pages = sorted(ROOT.glob("docs/patterns/*/*.md"))
+    found = find_examples(*pages)
+    return [e for e in found if e.prefix.split()[:1] in (["python"], ["py"]) and not _INCLUDE.search(e.source)]
+
+
+def _name(example: CodeExample) -> str:
+    return f"{example.path.relative_to(ROOT).as_posix()}:{example.start_line}"
+
+
+@pytest.fixture
+def services(example: CodeExample, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start what the page's front matter says it needs, and set its variables as a reader would."""
+    meta = read.load().by_src(example.path.relative_to(ROOT / "docs").as_posix())
+    assert meta is not None
+    # A scratch folder: nothing an example writes stays, and its lint takes ruff's defaults, not this project's rules.
+    monkeypatch.chdir(request.getfixturevalue("tmp_path"))
+    for service in meta.meta.services:
+        for name, value in _SERVICES[service](request).items():
+            monkeypatch.setenv(name, value)
+
+
+def _postgresql(request: pytest.FixtureRequest) -> dict[str, str]:
+    return {"DATABASE_URL": request.getfixturevalue("database_url")}
+
+
+def _valkey(request: pytest.FixtureRequest) -> dict[str, str]:
+    return {"REDIS_URL": request.getfixturevalue("valkey_url"), "CACHE_NAMESPACE": "shop"}
+
+
+def _smtp(request: pytest.FixtureRequest) -> dict[str, str]:
+    server = request.getfixturevalue("smtp")
+    folder: Path = request.getfixturevalue("tmp_path")
+    (folder / "ca.pem").write_bytes(server.ca_pem)
+    return {
+        "SMTP_HOST": "localhost",
+        "SMTP_PORT": str(server.port),
+        "SMTP_USER": server.username,
+        "SMTP_PASSWORD": server.password,
+        "SMTP_SECURITY": "starttls",
+        "SMTP_CA_FILE": str(folder / "ca.pem"),
+        "MAIL_FROM": "Shop <shop@example.com>",
+        "MAIL_DOMAIN": "example.com",
+    }
+
+
+_SERVICES = {"postgresql": _postgresql, "valkey": _valkey, "smtp": _smtp}
+_groups: dict[tuple[Path, str], dict[str, Any]] = {}
+
+
+@pytest.mark.parametrize("example", _examples(), ids=_name)
+def test_example(example: CodeExample, eval_example: EvalExample, services: None) -> None:
+    settings = example.prefix_settings()
+    if settings.get("test") == "skip":
+        assert settings.get("reason"), f'{_name(example)}: a skipped example must say why: reason="..."'
+        pytest.skip(settings["reason"])
+    version: Any = "py311"  # a release behind in the annotations of pytest-examples
+    eval_example.set_config(
+        line_length=88,
+        target_version=version,
+        ruff_select=["B", "E", "F", "UP"],
+        ruff_ignore=["E402", *(["F821"] if "group" in settings else [])],
+    )
+    shared = _names_before(example, settings.get("group"))
+    if eval_example.update_examples:
+        eval_example.format(example)
+        eval_example.run_print_update(example, module_globals=shared)
+    else:
+        eval_example.lint(example)
+        eval_example.run_print_check(example, module_globals=shared)
+
+
+def _names_before(example: CodeExample, group: str | None) -> dict[str, Any]:
+    """Return the names that earlier examples of the group define; tests run in any order, so run those first."""
+    names: dict[str, Any] = {}
+    for earlier in _examples() if group else ():
+        if earlier.path == example.path and earlier.prefix_settings().get("group") == group:
+            if earlier.start_line >= example.start_line:
+                break
+            code = compile(earlier.source, f"{earlier.path}:{earlier.start_line}", "exec", dont_inherit=True)
+            exec(code, names)
+    return names
+
+
+def _fences(text: str) -> Iterator[tuple[int, str, str]]:
+    closing = ""
+    for match in _FENCE.finditer(text):
+        mark, info = match[1], match["info"].strip()
+        if closing:
+            if mark.startswith(closing) and not info:
+                closing = ""
+        else:
+            closing = mark
+            yield text.count("\n", 0, match.start()) + 1, mark, info
+
+
+@pytest.mark.parametrize(
+    "page", sorted(ROOT.glob("docs/patterns/*/*.md")), ids=lambda p: p.relative_to(ROOT).as_posix()
+)
+def test_no_python_on_a_page_escapes_the_examples(page: Path) -> None:
+    if page.name == "index.md":
+        return
+    text = page.read_text(encoding="utf-8")
+    ran = {example.start_line for example in _examples() if example.path == page}
+    python = [(line, mark) for line, mark, info in _fences(text) if re.match(r"\{?\s*\.?(py|python)\b", info)]
+    lines = text.splitlines()
+    for line, mark in python:
+        assert mark == "```", f"{page.name}:{line}: use three backticks, or the example is not run"
+        assert line in ran or _INCLUDE.match(lines[line]), f"{page.name}:{line}: this example is not run"
+    assert ran, f"{page.name}: no example on the page runs; write one under Usage"

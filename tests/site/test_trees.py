@@ -1,0 +1,341 @@
+"""The catalogue runs on a tree of any size, and a broken one stops with a message that says what to do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from _catalog import artifacts, diagrams, new, read
+from servers._process import free_port
+from site_tools import trees
+
+
+def _build(root: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "STRICT": "true", "NO_MKDOCS_2_WARNING": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    argv = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(root / "site")]
+    return subprocess.run(argv, cwd=root, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trees.make(tmp_path_factory.mktemp("one") / "tree", 1)
+
+
+@pytest.fixture
+def tree(one: Path, tmp_path: Path) -> Path:
+    """A tree with one pattern, to break."""
+    return shutil.copytree(one, tmp_path / "tree")
+
+
+def _page(root: Path) -> Path:
+    return next(path for path in root.glob("docs/patterns/*/*.md") if path.name != "index.md")
+
+
+def _edit(path: Path, change: Callable[[str], str]) -> int:
+    """Change a file and return the first line that differs."""
+    before = path.read_text(encoding="utf-8")
+    after = change(before)
+    assert after != before
+    path.write_text(after, encoding="utf-8")
+    pairs = zip(before.splitlines(), after.splitlines(), strict=False)
+    return next((n for n, (old, new) in enumerate(pairs, 1) if old != new), len(after.splitlines()))
+
+
+def test_an_empty_tree_builds(tmp_path: Path) -> None:
+    root = trees.make(tmp_path / "tree", 0)
+    result = _build(root)
+    assert result.returncode == 0, result.stderr
+    assert "There is no pattern here yet" in (root / "site" / "index.html").read_text(encoding="utf-8")
+    assert json.loads((root / "site" / "patterns.json").read_text(encoding="utf-8"))["patterns"] == []
+
+
+def test_a_tree_with_one_pattern_builds(tree: Path) -> None:
+    result = _build(tree)
+    assert result.returncode == 0, result.stderr
+    assert len(json.loads((tree / "site" / "patterns.json").read_text(encoding="utf-8"))["patterns"]) == 1
+
+
+def test_a_tree_with_103_patterns_builds_and_its_search_index_stays_small(tmp_path: Path) -> None:
+    root = trees.make(tmp_path / "tree", 103)
+    result = _build(root)
+    assert result.returncode == 0, result.stderr
+    assert len(list(root.glob("site/patterns/*/*/index.html"))) == 103
+    index = (root / "site" / "search" / "search_index.json").read_bytes()
+    assert len(gzip.compress(index)) <= 40 * 1024
+
+
+# What a writer gets wrong, and what the one message must say: file, line where there is one, remedy.
+def _drop_key(root: Path) -> tuple[str, str]:
+    _edit(_page(root), lambda text: re.sub(r"^need: .*\n", "", text, flags=re.MULTILINE))
+    return ":1: need: Field required; add the key", ""
+
+
+def _unknown_key(root: Path) -> tuple[str, str]:
+    line = _edit(_page(root), lambda text: text.replace("status: current", "status: current\nstars: 5"))
+    return f":{line + 1}: stars: Extra inputs are not permitted; remove it, or check its spelling", ""
+
+
+def _bad_value(root: Path) -> tuple[str, str]:
+    line = _edit(_page(root), lambda text: text.replace("status: current", "status: finished"))
+    return f":{line}: status: Input should be 'current' or 'archived'; it is 'finished' now", ""
+
+
+def _bad_yaml(root: Path) -> tuple[str, str]:
+    line = _edit(_page(root), lambda text: re.sub(r"^need: .*$", "need: [", text, flags=re.MULTILINE))
+    return f":{line + 1}: front matter is not YAML", "correct it"
+
+
+def _bad_related(root: Path) -> tuple[str, str]:
+    line = _edit(_page(root), lambda text: text.replace("related: []", "related: [no/such]"))
+    return f":{line}: related: 'no/such' is no other page; use category/slug of a page", ""
+
+
+def _bad_include(root: Path) -> tuple[str, str]:
+    line = _edit(
+        _page(root), lambda text: re.sub(r'--8<-- "snippets/[^"]+"', '--8<-- "snippets/gone.py"', text, count=1)
+    )
+    return f":{line}: include of 'snippets/gone.py', which does not exist; correct the path", ""
+
+
+def _bad_section(root: Path) -> tuple[str, str]:
+    line = _edit(_page(root), lambda text: text.replace("{#gotchas}", "{#traps}"))
+    return f":{line}: section 7 must be 'gotchas', there is 'traps'; write `## Gotchas {{#gotchas}}` here", ""
+
+
+def _bad_proof(root: Path) -> tuple[str, str]:
+    line = _edit(_page(root), lambda text: re.sub(r'proof\("test_\w+"\)', 'proof("test_of_nothing")', text, count=1))
+    return f":{line}: no test is named 'test_of_nothing'; write it in tests/patterns/", "or correct it"
+
+
+def _bad_macro(root: Path) -> tuple[str, str]:
+    line = _edit(_page(root), lambda text: text.replace("{$ quick_start() $}", "{$ quick_strat() $}"))
+    return f":{line}: 'quick_strat' is undefined", "the macros are"
+
+
+def _bad_template(root: Path) -> tuple[str, str]:
+    line = _edit(_page(root), lambda text: text.replace("{$ quick_start() $}", "{$ quick_start( $}"))
+    return f":{line}: ", "correct the call"
+
+
+def _bad_module(root: Path) -> tuple[str, str]:
+    module = next(root.glob("snippets/**/*.py"))
+    line = _edit(module, lambda text: text + "\ndef broken(:\n")
+    return f"{module.relative_to(root).as_posix()}:{line}: the module is not Python", "correct it"
+
+
+def _undeclared_import(root: Path) -> tuple[str, str]:
+    module = next(root.glob("snippets/**/*.py"))
+    line = _edit(module, lambda text: text + "\nimport pendulum\n")
+    name = module.relative_to(root).as_posix()
+    return f"{name}:{line}: imports 'pendulum', which is not declared; add its distribution to", "`make lock`"
+
+
+def _no_proofs(root: Path) -> tuple[str, str]:
+    for path in root.glob("tests/patterns/*/*.py"):
+        path.unlink()
+    return ": the pattern has no proofs; write tests/patterns/", ""
+
+
+def _no_text_alternative(root: Path) -> tuple[str, str]:
+    fence = "{#when-to-use-it}\n\n```mermaid\nflowchart LR\n  Q --> Z\n```\n"
+    line = _edit(_page(root), lambda text: text.replace("{#when-to-use-it}\n", fence))
+    return f":{line + 1}: the diagram has no text alternative", ""
+
+
+def _bad_diagram(root: Path) -> tuple[str, str]:
+    fence = '{#when-to-use-it}\n\n```mermaid {title="What it shows"}\nflowchartt LR\n  Q --> Z\n```\n'
+    line = _edit(_page(root), lambda text: text.replace("{#when-to-use-it}\n", fence))
+    return f":{line + 1}: Mermaid cannot draw this", "correct the diagram"
+
+
+def _bad_link(root: Path) -> tuple[str, str]:
+    _edit(_page(root), lambda text: text.replace("{#when-to-use-it}\n", "{#when-to-use-it}\n\n[x](../no/such.md)\n"))
+    return "contains a link '../no/such.md'", "is not found"
+
+
+def _bad_identifier(root: Path) -> tuple[str, str]:
+    _edit(_page(root), lambda text: re.sub(r"^::: \w+", "::: no_such_module", text, count=1, flags=re.MULTILINE))
+    return "no_such_module", ""
+
+
+@pytest.mark.parametrize(
+    "breakage",
+    [
+        _drop_key, _unknown_key, _bad_value, _bad_yaml, _bad_related, _bad_include, _bad_section, _bad_proof,
+        _bad_macro, _bad_template, _bad_module, _undeclared_import, _no_proofs, _no_text_alternative, _bad_diagram, _bad_link,
+        _bad_identifier,
+    ],
+    ids=lambda call: call.__name__.strip("_"),
+)  # fmt: skip
+def test_a_mistake_stops_the_build_with_one_message(tree: Path, breakage: Callable[[Path], tuple[str, str]]) -> None:
+    message, remedy = breakage(tree)
+    result = _build(tree)
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert message in output, output
+    assert remedy in output
+    assert "Traceback" not in output
+    if message.startswith(":"):
+        assert f"docs/{_page(tree).relative_to(tree / 'docs').as_posix()}{message}" in output
+
+
+def test_several_mistakes_are_told_at_once(tree: Path) -> None:
+    _drop_key(tree)
+    _bad_include(tree)
+    with pytest.raises(read.CatalogError) as caught:
+        read.load(tree)
+    assert len(caught.value.problems) == 1  # an invalid page is not read further ...
+    _edit(_page(tree), lambda text: text.replace("status: current", "need: I need it.\nstatus: current"))
+    _edit(_page(tree), lambda text: text.replace("related: []", "related: [no/such]"))
+    with pytest.raises(read.CatalogError) as caught:
+        read.load(tree)
+    assert len(caught.value.problems) == 2  # ... a valid one is told everything
+
+
+def test_a_new_pattern_is_valid_and_says_what_to_write(tree: Path) -> None:
+    category = _page(tree).parent.name
+    written = new.start(f"{category}/brand-new", tree)
+    assert len(written) == 3
+    assert all("TODO" in path.read_text(encoding="utf-8") for path in written)
+    assert [p.id for p in read.load(tree).patterns if p.slug == "brand-new"] == [f"{category}/brand-new"]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("", "write category/slug"),
+        ("brand-new", "write category/slug"),
+        ("{category}/Brand_New", "write category/slug"),
+        ("{category}/../../../etc", "write category/slug"),
+        ("no-such/brand-new", "'no-such' is no category; there are {category}"),
+        ("{category}/asyncio", "would hide Python's own"),
+        ("{id}", "exists already"),
+    ],
+)
+def test_a_bad_or_existing_name_starts_nothing(tree: Path, name: str, why: str) -> None:
+    pattern = read.load(tree).patterns[0]
+    before = sorted(tree.rglob("*"))
+    names = {"category": pattern.category, "id": pattern.id}
+    with pytest.raises(read.CatalogError, match=re.escape(why.format(**names))):
+        new.start(name.format(**names), tree)
+    assert sorted(tree.rglob("*")) == before
+
+
+def test_an_archived_pattern_keeps_its_page_with_a_notice_and_leaves_the_tables(tree: Path) -> None:
+    page = _page(tree)
+    _edit(page, lambda text: text.replace("status: current", "status: archived"))
+    result = _build(tree)
+    assert result.returncode == 0, result.stderr
+    url = page.relative_to(tree / "docs").as_posix().removesuffix(".md") + "/"
+    assert "no longer kept up to date" in (tree / "site" / url / "index.html").read_text(encoding="utf-8")
+    assert url not in (tree / "site" / "index.html").read_text(encoding="utf-8")
+    index = json.loads((tree / "site" / "search" / "search_index.json").read_text(encoding="utf-8"))
+    assert not [entry for entry in index["docs"] if entry["location"].startswith(url)]
+
+
+def test_a_moved_page_leaves_a_redirect_that_works_without_javascript(tree: Path) -> None:
+    url = _page(tree).relative_to(tree / "docs").as_posix().removesuffix(".md")
+    _edit(tree / "mkdocs.yml", lambda text: text.replace("redirects: {}", f"redirects: {{old/place: {url}}}"))
+    assert _build(tree).returncode == 0
+    moved = (tree / "site" / "old" / "place" / "index.html").read_text(encoding="utf-8")
+    assert f'content="0; url=../../{url}/"' in moved
+    _edit(tree / "mkdocs.yml", lambda text: text.replace(url, "no/where"))
+    result = _build(tree)
+    assert result.returncode != 0
+    assert "extra.redirects: 'no/where' is no page of the site" in result.stderr
+
+
+def test_a_recorded_run_counts_only_for_what_it_ran(tree: Path) -> None:
+    pattern = read.load(tree).patterns[0]
+    assert pattern.verified is None
+    result = {"fingerprint": read.fingerprint(pattern, tree), "servers": {}, "passed": 3, "failed": 0, "skipped": 0}
+    run = {"python": "3.11.9", "date": "2026-01-02", "patterns": {pattern.id: result}}
+    (tree / ".verified").mkdir()
+    (tree / ".verified" / "3.11.9-linux.json").write_text(json.dumps(run), encoding="utf-8")
+    (tree / ".verified" / "3.12.1-linux.json").write_text("{", encoding="utf-8")
+    seen = read.load(tree).patterns[0].verified
+    assert seen is not None
+    assert (seen.passed, seen.pythons) == (3, ("3.11.9",))
+    _edit(tree / pattern.modules[0], lambda text: text + "\n# edited\n")
+    assert read.load(tree).patterns[0].verified is None
+
+
+def test_diagrams_are_drawn_once_without_colors_or_leftovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagrams, "KEPT", tmp_path)
+    drawn = diagrams.svg_of("flowchart LR\n  A[one] --> B[two]")
+    assert "one" in drawn
+    assert "<style" not in drawn
+    assert not re.search(r"#[0-9a-f]{6}\b", drawn)
+    kept = next(tmp_path.glob("*.svg"))
+    kept.write_text("<svg>kept</svg>", encoding="utf-8")
+    assert diagrams.svg_of("flowchart LR\n  A[one] --> B[two]\n") == "<svg>kept</svg>"
+
+
+def _get(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            text: str = answer.read().decode()
+            return text
+    except (urllib.error.URLError, OSError):
+        return ""
+
+
+def _wait_for(url: str, text: str, process: subprocess.Popen[str], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while text not in _get(url):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{text!r} did not appear at {url}"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the server is ended with SIGINT, which Windows does not deliver")
+def test_the_live_server_shows_edits_survives_a_mistake_and_recovers(tree: Path) -> None:
+    page = _page(tree)
+    url = page.relative_to(tree / "docs").as_posix().removesuffix(".md") + "/"
+    port = free_port()
+    argv = [sys.executable, str(tree / "docs" / "_catalog"), "serve", f"127.0.0.1:{port}"]
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env.pop("CI", None)
+    process = subprocess.Popen(argv, cwd=tree, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        address = f"http://127.0.0.1:{port}/{url}"
+        _wait_for(address, "When to use it", process)
+        _edit(page, lambda text: text.replace("{#when-to-use-it}\n", "{#when-to-use-it}\n\nFreshly edited.\n", 1))
+        _wait_for(address, "Freshly edited.", process)
+        module = next(tree.glob("snippets/**/[!_]*.py"))
+        whole = module.read_text(encoding="utf-8")
+        module.write_text(whole + "\ndef broken(:\n", encoding="utf-8")
+        time.sleep(0.5)
+        module.write_text(whole + "\n# mended\n", encoding="utf-8")
+        _wait_for(address, "# mended", process)
+    finally:
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=20)[0]
+    assert "the module is not Python" in output
+
+
+def test_the_search_index_of_a_site_built_by_something_else_is_tuned_too(catalog: read.Catalog) -> None:
+    pattern = catalog.patterns[0]
+    docs = [
+        {"location": pattern.url, "title": "T", "text": "<p>x</p>"},
+        {"location": f"{pattern.url}#implementation", "title": "I", "text": "code"},
+        {"location": f"{pattern.url}#gotchas", "title": "G", "text": "<p>words</p><pre>code</pre>"},
+        {"location": "find/tag/", "title": "F", "text": "everything"},
+        {"location": "about/teams/", "title": "A", "text": "teams"},
+    ]
+    tuned = artifacts.tune(catalog, {"config": {}, "docs": docs})
+    assert [entry["location"] for entry in tuned["docs"]] == [pattern.url, f"{pattern.url}#gotchas", "about/teams/"]
+    assert tuned["docs"][1]["text"] == "<p>words</p>"

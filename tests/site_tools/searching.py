@@ -1,0 +1,84 @@
+"""Type queries into the built site's own search, in a real browser, and read what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+QUERIES = Path(__file__).resolve().parents[1] / "site" / "queries.tsv"
+
+# Type the whole query at once, then read the list when it has been still for three looks; `first` is the time from
+# the keystroke to the first change of the list.
+_TYPE = """async (query) => {
+  const input = document.querySelector("[data-md-component=search-query]")
+  const list = document.querySelector(".md-search-result__list")
+  const meta = document.querySelector(".md-search-result__meta")
+  const pause = (ms) => new Promise((done) => setTimeout(done, ms))
+  const type = (text) => {
+    input.focus()
+    input.value = text
+    input.dispatchEvent(new Event("input", { bubbles: true }))
+    input.dispatchEvent(new KeyboardEvent("keyup", { bubbles: true }))
+  }
+  type("")
+  for (let tries = 0; list.children.length && tries < 100; tries++) await pause(10)
+  const begin = performance.now()
+  let first = null
+  const seen = new Promise((done) => {
+    const watcher = new MutationObserver(() => { first ??= performance.now() - begin; watcher.disconnect(); done() })
+    const box = document.querySelector(".md-search-result")
+    watcher.observe(box, { childList: true, subtree: true, characterData: true })
+    setTimeout(done, 2000)
+  })
+  type(query)
+  await seen
+  for (let still = 0, last = ""; still < 3; ) {
+    await pause(25)
+    const now = meta.textContent + list.children.length
+    still = now === last ? still + 1 : 0
+    last = now
+  }
+  const links = list.querySelectorAll(":scope > .md-search-result__item > a.md-search-result__link")
+  return { first, found: [...links].map((a) => a.href) }
+}"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the wanted page stands in the answer (1 is the top, 0 is nowhere), and how soon something showed."""
+
+    query: str
+    wanted: str
+    rank: int
+    milliseconds: float
+    found: tuple[str, ...]
+
+
+def queries(path: Path = QUERIES) -> list[tuple[str, str]]:
+    """Return the queries with the page that each wants."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("\t") for line in lines if line and not line.startswith("#")]
+    return [(query, wanted) for query, wanted in pairs]
+
+
+def ask(page: Any, address: str, asked: list[tuple[str, str]]) -> list[Outcome]:
+    """Open the site at `address` in a Playwright page and type every query."""
+    page.goto(address)
+    page.click("[data-md-component=search-query]")
+    page.wait_for_function(
+        "!/Initializ/i.test(document.querySelector('.md-search-result__meta').textContent)", timeout=20_000
+    )
+    outcomes = []
+    for query, wanted in asked:
+        answer = page.evaluate(_TYPE, query)
+        paths = [urlsplit(link).path for link in answer["found"]]
+        rank = next((n for n, path in enumerate(paths, 1) if path.rstrip("/").endswith(f"/patterns/{wanted}")), 0)
+        outcomes.append(Outcome(query, wanted, rank, answer["first"] or 0.0, tuple(paths)))
+    return outcomes
+
+
+def success(outcomes: list[Outcome], at: int) -> float:
+    """Return the share of queries whose page stands among the first `at`."""
+    return sum(0 < outcome.rank <= at for outcome in outcomes) / len(outcomes)
