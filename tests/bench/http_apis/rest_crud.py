@@ -168,8 +168,8 @@ async def _prepared(url: str) -> Callable[[asyncio.Runner], list[kit.Table]]:
         ]
         note = (
             f"Requests a second in one process: {CLIENTS} clients at once, {REQUESTS} requests each in a round, "
-            "14 rounds, in-process ASGI transport, one PostgreSQL on loopback, psycopg under both. Ours sends and checks "
-            "ETags, reads the row before it writes and answers with the item; fastcrud checks no version."
+            "14 rounds, in-process ASGI transport, one PostgreSQL on loopback, psycopg under both. Ours sends and "
+            "checks ETags, reads the row before it writes and answers with the item; fastcrud checks no version."
         )
         return [kit.Table("requests", ("", "GET one", "ratio", "PATCH", "ratio"), rows, note)]
 

@@ -1,0 +1,1 @@
+"""A resource with correct HTTP semantics: FastAPI in front of PostgreSQL."""
