@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -32,6 +33,7 @@ SEARCHED = {"when-to-use-it", "how-it-works", "gotchas"}
 #: Pages that only list others: a search would find them for everything.
 UNSEARCHED = ("find/", "about/status/")
 
+_WHOLE = re.MULTILINE | re.DOTALL
 _PREFORMATTED = re.compile(r"(<pre\b.*?</pre>|<script\b.*?</script>|<textarea\b.*?</textarea>)", re.DOTALL)
 _UNNAMED = re.compile(
     r'(<nav class="md-nav" data-md-level="\d" )aria-labelledby="(__nav_[\d_]+)_label"([^>]*>)'
@@ -43,44 +45,51 @@ _INCLUDE = re.compile(r'^(?P<indent>[ \t]*)--8<-- "(?P<path>[^":]+)(?::(?P<secti
 
 
 def write(catalog: Catalog, site: Path, base: str, redirects: Mapping[str, str] | None = None) -> None:
-    """Write every artifact into the built site; `base` is the site's absolute address, or empty."""
+    """Write every artifact into the built site; `base` is the site's absolute address, or empty.
+
+    What a live server has not built again since the last time stays as it is.
+    """
+    last = site / "patterns.schema.json"
+    since = last.stat().st_mtime_ns if last.is_file() else 0
+    fresh = [page for page in site.rglob("*.html") if page.stat().st_mtime_ns > since]
     for pattern in catalog.patterns:
+        if since and site / pattern.url / "index.html" not in fresh:
+            continue
         for file in {*pattern.modules, *(proof.path for proof in pattern.proofs)}:
             target = site / file
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(catalog.root / file, target)
-        (site / f"{pattern.url.rstrip('/')}.md").write_text(expand(catalog, pattern), encoding="utf-8")
+        (site / _markdown_of(pattern)).write_text(expand(catalog, pattern), encoding="utf-8")
+    for page in fresh:
+        page.write_text(slim(name_landmarks(page.read_text(encoding="utf-8"))), encoding="utf-8")
     _archives(catalog, site)
     (site / "llms.txt").write_text(_llms(catalog, base), encoding="utf-8")
-    full = "\n\n---\n\n".join(expand(catalog, p).strip() for p in catalog.patterns if not p.archived)
-    (site / "llms-full.txt").write_text(full + "\n", encoding="utf-8")
+    texts = [(site / _markdown_of(p)).read_text(encoding="utf-8").strip() for p in catalog.patterns if not p.archived]
+    (site / "llms-full.txt").write_text("\n\n---\n\n".join(texts) + "\n", encoding="utf-8")
     (site / "patterns.json").write_text(json.dumps(machine_readable(catalog, base), indent=1) + "\n", encoding="utf-8")
-    (site / "patterns.schema.json").write_text(json.dumps(schema(base), indent=1) + "\n", encoding="utf-8")
     for old, new in (redirects or {}).items():
         _redirect(site, old, new)
-    for page in site.rglob("*.html"):
-        page.write_text(slim(name_landmarks(page.read_text(encoding="utf-8"))), encoding="utf-8")
     index = site / "search" / "search_index.json"
     if index.is_file():
         tuned = tune(catalog, json.loads(index.read_text(encoding="utf-8")))
         index.write_text(json.dumps(tuned, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+    last.write_text(json.dumps(schema(base), indent=1) + "\n", encoding="utf-8")
 
 
-def slim(html: str) -> str:
+def slim(page: str) -> str:
     """Leave out what a reader never sees: templates' indentation, and highlighting that has no color of its own."""
-    parts = _PREFORMATTED.split(html)
+    parts = _PREFORMATTED.split(page)
     for number, part in enumerate(parts):
         parts[number] = _NEUTRAL.sub(r"\1", part) if number % 2 else re.sub(r"\s*\n\s*", "\n", part)
     return "".join(parts)
 
 
-def name_landmarks(html: str) -> str:
+def name_landmarks(page: str) -> str:
     """Give names to the dialog and the navigation blocks that Material leaves without, for screen readers."""
-    html = html.replace(
-        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
-    )
+    dialog = 'data-md-component="search" role="dialog"'
+    page = page.replace(dialog, f'{dialog} aria-label="Search"')
     return _UNNAMED.sub(
-        lambda match: f'{match[1]}aria-label="{" ".join(_tags(match[5]).split())}"{match[3]}{match[4]}', html
+        lambda match: f'{match[1]}aria-label="{" ".join(_words(match[5]).split())}"{match[3]}{match[4]}', page
     )
 
 
@@ -169,29 +178,44 @@ def schema(base: str) -> dict[str, Any]:
 
 
 def tune(catalog: Catalog, index: dict[str, Any]) -> dict[str, Any]:
-    """Rank patterns by title and aliases, keep identifiers findable, leave out code and list pages.
+    """Give each pattern entries of our own making, and leave out pages that only list others.
 
     Material ranks the `tags` of an entry far above its title, and its title far above its text: so titles and
-    aliases become tags of the page's entry, and the public names of its modules join its text.
+    aliases become tags of the page's entry, and the names that its modules use become its text. Code is left out.
+    Nor is it worth the theme's while to take these long pages apart: that was a third of a build.
     """
-    patterns = {pattern.url: pattern for pattern in catalog.patterns}
+    own = {pattern.url for pattern in catalog.patterns}
     kept = []
     for entry in index["docs"]:
-        address, _, anchor = entry["location"].partition("#")
-        if address.startswith(UNSEARCHED) or re.fullmatch(r"patterns/([\w-]+/)?", address):
+        address = entry["location"].partition("#")[0]
+        if address in own or address.startswith(UNSEARCHED) or re.fullmatch(r"(patterns/([\w-]+/)?)?", address):
             continue
-        pattern = patterns.get(address)
-        if pattern and pattern.archived:
-            continue
-        if pattern and anchor:
-            if anchor not in SEARCHED:
-                continue
-            entry["text"] = _plain(entry["text"])
-        elif pattern:
-            entry["tags"] = [pattern.meta.title, *pattern.meta.aliases]
-            entry["text"] = f"<p>{pattern.meta.need} {' '.join(names_of(catalog, pattern))}</p>"
         kept.append(entry)
-    return {**index, "docs": kept}
+    return {
+        **index,
+        "docs": kept + [entry for p in catalog.patterns if not p.archived for entry in entries(catalog, p)],
+    }
+
+
+def entries(catalog: Catalog, pattern: Pattern) -> list[dict[str, Any]]:
+    """Return the search entries of a pattern: the page, and the sections that answer a question in words."""
+    names = " ".join(names_of(catalog, pattern))
+    found: list[dict[str, Any]] = [
+        {
+            "location": pattern.url,
+            "title": pattern.meta.title,
+            "text": f"<p>{html.escape(pattern.meta.need, quote=False)} {names}</p>",
+            "tags": [pattern.meta.title, *pattern.meta.aliases],
+        }
+    ]
+    for match in re.finditer(r"^## (?P<title>.*?) \{#(?P<id>[\w-]+)\}\n(?P<text>.*?)(?=^## |\Z)", pattern.body, _WHOLE):
+        if match["id"] in SEARCHED:
+            text = match["text"]
+            if match["id"] == "gotchas":  # their headings name the dangers; their text is too much of everything
+                text = " ".join(re.findall(r"^### (.*)$", text, re.MULTILINE))
+            location, title = f"{pattern.url}#{match['id']}", match["title"]
+            found.append({"location": location, "title": title, "text": f"<p>{_plain(text)}</p>"})
+    return found
 
 
 def names_of(catalog: Catalog, pattern: Pattern) -> list[str]:
@@ -209,13 +233,19 @@ def names_of(catalog: Catalog, pattern: Pattern) -> list[str]:
     return [*(v.name for v in pattern.meta.env), *(d.name for d in pattern.requires), *found, *sorted(whole)]
 
 
-def _tags(html: str) -> str:
-    return re.sub(r"<[^>]+>", "", html)
+def _words(markup: str) -> str:
+    return re.sub(r"<[^>]+>", "", markup)
 
 
-def _plain(html: str) -> str:
-    """Leave out the code blocks of a search entry: readers search for words, and names are indexed apart."""
-    return re.sub(r"<pre>.*?</pre>", "", html, flags=re.DOTALL)
+def _plain(markdown: str) -> str:
+    """Return the words of a piece of Markdown, without code, macros and marks."""
+    text = re.sub(r"^ *```.*?^ *```$|\{\$.*?\$\}|\{[#.:][^}]*\}|<[^>]+>", "", markdown, flags=_WHOLE)
+    text = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", text)
+    return html.escape(" ".join(re.sub(r"[*`|#]|^\W+$|^- ", " ", text, flags=re.MULTILINE).split()), quote=False)
+
+
+def _markdown_of(pattern: Pattern) -> str:
+    return f"{pattern.url.rstrip('/')}.md"
 
 
 def _llms(catalog: Catalog, base: str) -> str:

@@ -31,7 +31,7 @@ _CONFIG = {
 
 def key_of(source: str) -> str:
     """Return the name that a diagram is kept under: a digest of what is drawn."""
-    return hashlib.sha256(f"2\n{source.strip()}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"3\n{source.strip()}".encode()).hexdigest()[:16]
 
 
 def fences(docs: Path) -> Iterator[tuple[Path, int, str | None, str]]:
@@ -63,6 +63,9 @@ def draw(source: str) -> str:
     for node in svg.iter():
         for attribute in [a for a in node.attrib if a.startswith("data-") or a in {"name", "aria-roledescription"}]:
             del node.attrib[attribute]
+        for attribute in ("fill", "stroke"):
+            if node.get(attribute, "none") != "none":
+                del node.attrib[attribute]
         if node.tag != f"{{{_SVG}}}marker" and f"#{node.get('id')}" not in text:
             node.attrib.pop("id", None)
         if "style" in node.attrib:

@@ -81,6 +81,8 @@ def forget_stale(catalog: read.Catalog, site: Path) -> None:
 
 def on_pre_page_macros(env: Any) -> None:
     """Expand a page's macros here, so that a mistake is told in one line; while serving, the page shows that line."""
+    if env.pp_catalog.by_src(env.page.file.src_uri):
+        env.page.meta["search"] = {"exclude": True}  # artifacts.tune makes its entries
     try:
         env.markdown = env.env.from_string(env.markdown).render(**env.variables)
         env.page.meta["render_macros"] = False  # once is enough

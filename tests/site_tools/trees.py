@@ -52,7 +52,8 @@ def _clone(pattern: read.Pattern, target: Path, number: int) -> None:
     page = re.sub(r"^title: .*$", f"title: {pattern.slug} {ending}", page, flags=re.MULTILINE)
     page = re.sub(r"^related:.*\n(?:  - .*\n)*", "related: []\n", page, flags=re.MULTILINE)
     page = re.sub(r"\[([^]]+)\]\([\w./-]+\.md(?:#[\w-]+)?\)", r"\1", page)
-    (folder / f"{pattern.slug}-{ending}.md").write_text(renamed(page), encoding="utf-8")
+    head, body = read.split(page)
+    (folder / f"{pattern.slug}-{ending}.md").write_text(f"---\n{head}\n---\n{renamed(body)}", encoding="utf-8")
     files = {Path(m) for m in pattern.modules} | {Path(proof.path) for proof in pattern.proofs}
     files |= {f.relative_to(ROOT) for m in pattern.modules for f in (ROOT / m).parent.glob("__init__.py")}
     for file in files:
