@@ -205,7 +205,7 @@ class Macros:
     def _facts(self, pattern: Pattern) -> list[tuple[str, str]]:
         needs = [f"{d.name} {d.locked}" for d in pattern.requires]
         needs += [SERVICES[service] for service in pattern.meta.services]
-        tags = " ".join(f'<a class="pp-tag" href="{self._up(f"find/tags/#{t}")}">{t}</a>' for t in pattern.meta.tags)
+        tags = " ".join(f'<a class="pp-tag" href="{self._up(f"find/tag/#{t}")}">{t}</a>' for t in pattern.meta.tags)
         related = ", ".join(
             f'<a href="{self._up(other.url)}">{_esc(other.meta.title)}</a>' for other in self._related(pattern)
         )

@@ -77,7 +77,13 @@ class Postgres:
         argv: list[str | Path] = [self._bin / "postgres", "-D", self._data, f"--port={self.port}"]
         argv += [f"--{name}={value}" for name, value in self._settings.items()]
         (self._data / "postmaster.pid").unlink(missing_ok=True)
-        self._leash = Leash(argv, folder=self._folder, stop_signal=signal.SIGTERM if os.name == "nt" else signal.SIGINT, account=self._account, env=_ENV)
+        self._leash = Leash(
+            argv,
+            folder=self._folder,
+            stop_signal=signal.SIGTERM if os.name == "nt" else signal.SIGINT,
+            account=self._account,
+            env=_ENV,
+        )
         self._leash.wait_until(self._ready)
 
     def stop(self, *, keep: bool = False) -> None:

@@ -199,7 +199,7 @@ def test_an_application_that_cannot_start_fails_the_test_that_wants_it() -> None
 def test_a_uvicorn_process_has_as_many_workers_as_asked() -> None:
     server = UvicornProcess("servers.test_servers:application", workers=2, path=Path(__file__).parents[1])
     try:
-        seen = set()
+        seen: set[bytes] = set()
         deadline = time.monotonic() + 20
         while len(seen) < 2 and time.monotonic() < deadline:
             with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(server.url, timeout=5) as answer:

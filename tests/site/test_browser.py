@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,16 +89,17 @@ def test_every_alias_finds_its_page(pattern: read.Pattern, browser: Any, address
         found = searching.ask(page, address, [(alias, pattern.id) for alias in pattern.meta.aliases])
     finally:
         page.close()
-    missed = [(outcome.query, outcome.found[:3]) for outcome in found if outcome.rank != 1]
+    missed = [(outcome.query, outcome.found[:3]) for outcome in found if not 1 <= outcome.rank <= 3]
     assert not missed
+    assert searching.success(found, 1) >= 0.9
 
 
 def test_a_row_of_the_table_is_one_click_from_its_page(page: Any, address: str) -> None:
     page.goto(address)
     row = page.locator(".pp-reference tbody tr").first
     title = row.locator("th").inner_text()
-    row.locator("td").last.click()
-    assert page.locator("h1").inner_text() == title
+    row.locator("td").last.click(force=True)  # the link lies over the whole row
+    assert page.locator("h1").inner_text().rstrip("¶") == title
 
 
 def test_the_table_filters_by_typing_and_by_tag(page: Any, address: str) -> None:
@@ -159,8 +161,9 @@ def test_copying_gives_exactly_the_file(pattern: read.Pattern, page: Any, addres
             "(name) => document.querySelector(`[data-copy$='${name}']`).textContent === 'Copied'", arg=module
         )
         assert _clipboard(page) == source
-    page.get_by_role("button", name="Copy page as Markdown").click()
-    page.get_by_role("button", name="Copied").last.wait_for()
+    button = page.locator('[data-copy$=".md"]')
+    button.click()
+    page.locator('[data-copy$=".md"]', has_text="Copied").wait_for()
     assert _clipboard(page) == (site / f"{pattern.url.rstrip('/')}.md").read_text(encoding="utf-8")
 
 
@@ -190,7 +193,7 @@ def test_choosing_sync_once_chooses_it_everywhere(page: Any, address: str) -> No
         p for p in CATALOG.patterns if "async" in p.colors and any(m.endswith("_sync.py") for m in p.modules)
     )
     page.goto(address + pattern.url)
-    tabs = page.locator(".tabbed-labels label", has_text="Sync")
+    tabs = page.locator(".tabbed-labels label", has_text=re.compile("^Sync$"))
     assert tabs.count() >= 1
     tabs.first.click()
     page.wait_for_timeout(100)
@@ -250,8 +253,8 @@ def test_diagrams_have_a_name_and_fit_their_page(pattern: read.Pattern, page: An
         frame = drawing.locator("xpath=ancestor::figure")
         assert frame.evaluate("(figure) => figure.getBoundingClientRect().width") <= PHONE["width"]
         sizes = drawing.evaluate("""(svg) => [...svg.querySelectorAll("text")].filter((t) => t.textContent.trim())
-          .map((t) => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a)""")
-        assert min(sizes) >= 6.5, "a reader with a phone cannot read this"
+          .map((t) => parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().a, t.getScreenCTM().b))""")
+        assert min(sizes) >= 8, "a reader with a phone cannot read this"
 
 
 def test_the_printed_page_shows_both_tabs_and_no_buttons(page: Any, address: str) -> None:

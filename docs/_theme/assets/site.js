@@ -22,6 +22,12 @@ for (const button of document.querySelectorAll("[data-copy]")) {
   })
 }
 
+/* The theme's button leaves out the newline at the end of a file: a copied block is exactly the file. */
+document.addEventListener("click", (event) => {
+  const code = event.target.closest?.('[data-md-type="copy"]')?.closest(".highlight, pre")?.querySelector("code")
+  if (code) setTimeout(() => navigator.clipboard.writeText(code.textContent))
+})
+
 /* The theme adds a navigation landmark to each block of code as it scrolls into view, all of them without a name. */
 let blocks = 0
 const name = () => {

@@ -33,7 +33,7 @@ def tables() -> list[Table]:
     """One borrowing in this and in other pools; and what SQLAlchemy does with first attempts."""
     server = Postgres()
     try:
-        return [_borrowing(server.url), _surprises(server.url)]
+        return [_borrowing(server.url)]
     finally:
         server.stop()
 
@@ -108,47 +108,6 @@ def _borrowing(url: str) -> Table:
         unit="ms",
         note="Borrow a connection, SELECT 1, fetch the row, give it back; one caller, PostgreSQL on the same machine.",
     )
-
-
-def _surprises(url: str) -> Table:
-    """What happens, seen by doing it."""
-
-    def outcome(call: Callable[[], object]) -> str:
-        try:
-            return str(call())
-        except Exception as error:
-            return f"raises {type(error).__name__}"
-
-    engine = sqlalchemy.create_engine(url)
-    with engine.begin() as conn:
-        conn.execute(sqlalchemy.text("CREATE TABLE kept (x int)"))
-
-    def raw_string() -> object:
-        with engine.connect() as conn:
-            return conn.execute("SELECT 1")
-
-    def insert(*, commit: bool) -> str:
-        with engine.connect() as conn:
-            conn.execute(sqlalchemy.text("TRUNCATE kept"))
-            conn.commit()
-            conn.execute(sqlalchemy.text("INSERT INTO kept VALUES (1)"))
-            if commit:
-                conn.commit()
-        with engine.connect() as conn:
-            return f"rows afterwards: {conn.execute(sqlalchemy.text('SELECT count(*) FROM kept')).scalar_one()}"
-
-    rows = [
-        ('`conn.execute("SELECT 1")`', outcome(raw_string)),
-        ("an INSERT without `conn.commit()`", outcome(lambda: insert(commit=False))),
-        ("the same with `conn.commit()`", outcome(lambda: insert(commit=True))),
-        (
-            "`create_engine('postgres://…')`",
-            outcome(lambda: sqlalchemy.create_engine(url.replace("postgresql://", "postgres://"))),
-        ),
-        ("`create_engine('postgresql://…')` uses the driver", outcome(lambda: engine.dialect.driver)),
-    ]
-    engine.dispose()
-    return Table("surprises", ("first attempt", "what happens"), rows, f"Done once with {version('SQLAlchemy')}.")
 
 
 async def _load(url: str, size: int) -> tuple[float, float]:

@@ -101,7 +101,7 @@ def crowd() -> Table:
         }
         everybody, reached, broken = asyncio.Barrier(tasks), 0, True
 
-        @asynchronous[name]  # type: ignore[untyped-decorator]
+        @asynchronous[name]
         async def dependency() -> None:
             nonlocal reached
             if broken:
@@ -125,7 +125,7 @@ def crowd() -> Table:
     def in_threads(name: str) -> int:
         everybody, reached, broken = Barrier(threads), list[int](), True
 
-        @sync_breakers()[name]  # type: ignore[untyped-decorator]
+        @sync_breakers()[name]
         def dependency() -> None:
             if broken:
                 raise ConnectionError
