@@ -16,7 +16,7 @@ import jinja2
 
 from _catalog import read
 from _catalog.read import Catalog, Pattern
-from _catalog.render import Macros, package_of, verdict
+from _catalog.render import Macros, archive_of, verdict
 
 _TEMPLATE: dict[str, Any] = {
     "undefined": jinja2.StrictUndefined,
@@ -269,13 +269,19 @@ def _llms(catalog: Catalog, base: str) -> str:
 
 
 def _archives(catalog: Catalog, site: Path) -> None:
-    """Zip each package, with all of its files; the same bytes each time."""
-    for folder in sorted({Path(package) for p in catalog.patterns if (package := package_of(p))}):
-        with zipfile.ZipFile(site / f"{folder.as_posix()}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in sorted((catalog.root / folder).glob("*.py")):
-                entry = zipfile.ZipInfo(f"{folder.name}/{file.name}", (2020, 1, 1, 0, 0, 0))
+    """Zip the modules of each pattern that has several, a package with its folder; the same bytes each time."""
+    for pattern in catalog.patterns:
+        if not (address := archive_of(pattern)):
+            continue
+        files = {Path(module): Path(module).name for module in pattern.modules}
+        if len(Path(pattern.modules[0]).parts) > 3:
+            folder = Path(pattern.modules[0]).parent
+            files = {folder / file.name: f"{folder.name}/{file.name}" for file in (catalog.root / folder).glob("*.py")}
+        with zipfile.ZipFile(site / address, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path, name in sorted(files.items()):
+                entry = zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0))
                 entry.external_attr = 0o644 << 16
-                archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
+                archive.writestr(entry, (catalog.root / path).read_bytes(), zipfile.ZIP_DEFLATED)
 
 
 def _redirect(site: Path, old: str, new: str) -> None:

@@ -84,14 +84,14 @@ class Macros:
         if pattern.meta.services:
             running = " and ".join(SERVICES[service] for service in pattern.meta.services)
             parts.append(f"It talks to {running}, which you run yourself.\n")
-        if package := package_of(pattern):
-            parts.append(
-                f'Download <a href="{self._up(package)}.zip" download><code>{Path(package).name}.zip</code></a> and '
-                f"unpack it next to your own code: it is one folder, `{Path(package).name}/`.\n"
-            )
+        files = _and([f'<a href="{self._up(m)}" download><code>{_shown(m)}</code></a>' for m in pattern.modules])
+        if archive := archive_of(pattern):
+            files = f'<a href="{self._up(archive)}" download><code>{Path(archive).name}</code></a>'
+            if len(Path(pattern.modules[0]).parts) > 3:
+                files += f", which is one folder, <code>{Path(pattern.modules[0]).parent.name}/</code>"
+            parts.append(f"Download {files}, and unpack it next to your own code.\n")
         else:
-            files = [f'<a href="{self._up(m)}" download><code>{_shown(m)}</code></a>' for m in pattern.modules]
-            parts.append(f"Download {_and(files)}, and put {'it' if len(files) == 1 else 'them'} next to your code.\n")
+            parts.append(f"Download {files}, and put it next to your own code.\n")
         return "\n".join(parts)
 
     def proof(self, name: str) -> str:
@@ -237,9 +237,9 @@ class Macros:
                 f'<li><code>{name}</code> <button type="button" data-copy="{address}" hidden>Copy</button>'
                 f' <a href="{address}" download="{_esc(Path(module).name)}">Download</a></li>'
             )
-        if package := package_of(pattern):
-            archive = f'<a href="{self._up(package)}.zip" download>Download all files</a>'
-            rows.append(f"<li><code>{Path(package).name}/</code> {archive}</li>")
+        if archive := archive_of(pattern):
+            link = f'<a href="{self._up(archive)}" download>Download all {len(pattern.modules)} files</a>'
+            rows.append(f"<li><code>{Path(archive).name}</code> {link}</li>")
         page = self._up(f"{pattern.url.rstrip('/')}.md")
         return (
             f'<ul class="pp-actions">{"".join(rows)}<li><a href="#implementation">Jump to the code</a>'
@@ -337,10 +337,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([line(header), "|" + " --- |" * len(header), *map(line, rows)])
 
 
-def package_of(pattern: Pattern) -> str | None:
-    """Return the folder of a pattern whose modules form a package, None where they stand alone."""
-    folders = {Path(module).parent.as_posix() for module in pattern.modules if len(Path(module).parts) > 3}
-    return next(iter(folders), None)
+def archive_of(pattern: Pattern) -> str | None:
+    """Return the address of the archive of a pattern's modules, None where there is only one."""
+    first = Path(pattern.modules[0]) if len(pattern.modules) > 1 else None
+    if first is None:
+        return None
+    stem = first.parent if len(first.parts) > 3 else first.parent / pattern.slug.replace("-", "_")
+    return f"{stem.as_posix()}.zip"
 
 
 def _shown(module: str) -> str:

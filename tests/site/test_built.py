@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 
 from _catalog import artifacts, read
+from _catalog.render import archive_of
 from site_tools import html as built
 from site_tools.figures import cold_weight
 
@@ -149,12 +150,15 @@ def test_what_is_internal_is_not_published(site: Path) -> None:
 
 
 def test_modules_that_belong_together_download_as_one_archive(site: Path, catalog: read.Catalog) -> None:
-    folders = {Path(m).parent for p in catalog.patterns for m in p.modules if len(Path(m).parts) > 3}
-    assert folders
-    for folder in folders:
-        with zipfile.ZipFile(site / f"{folder.as_posix()}.zip") as archive:
-            for file in (catalog.root / folder).glob("*.py"):
-                assert archive.read(f"{folder.name}/{file.name}") == file.read_bytes()
+    several = [pattern for pattern in catalog.patterns if len(pattern.modules) > 1]
+    assert several
+    for pattern in several:
+        address = archive_of(pattern)
+        assert address
+        with zipfile.ZipFile(site / address) as archive:
+            for module in pattern.modules:
+                name = module.split("/", 2)[2]
+                assert archive.read(name) == (catalog.root / module).read_bytes()
 
 
 @patterns
