@@ -67,7 +67,8 @@ def address(site: Path) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.fixture(scope="session")
+# No wider than a module: while Playwright is open its event loop runs, and no other may in the same process.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium. Without one these tests are skipped on a laptop and fail in CI."""
     if find_chromium() is None:

@@ -85,7 +85,7 @@ def _drop_key(root: Path) -> tuple[str, str]:
 
 def _unknown_key(root: Path) -> tuple[str, str]:
     line = _edit(_page(root), lambda text: text.replace("status: current", "status: current\nstars: 5"))
-    return f":{line + 1}: stars: Extra inputs are not permitted; remove it, or check its spelling", ""
+    return f":{line}: stars: Extra inputs are not permitted; remove it, or check its spelling", ""
 
 
 def _bad_value(root: Path) -> tuple[str, str]:
@@ -95,7 +95,7 @@ def _bad_value(root: Path) -> tuple[str, str]:
 
 def _bad_yaml(root: Path) -> tuple[str, str]:
     line = _edit(_page(root), lambda text: re.sub(r"^need: .*$", "need: [", text, flags=re.MULTILINE))
-    return f":{line + 1}: front matter is not YAML", "correct it"
+    return f":{line + 2}: front matter is not YAML", "correct it"
 
 
 def _bad_related(root: Path) -> tuple[str, str]:
@@ -152,13 +152,13 @@ def _no_proofs(root: Path) -> tuple[str, str]:
 def _no_text_alternative(root: Path) -> tuple[str, str]:
     fence = "{#when-to-use-it}\n\n```mermaid\nflowchart LR\n  Q --> Z\n```\n"
     line = _edit(_page(root), lambda text: text.replace("{#when-to-use-it}\n", fence))
-    return f":{line + 1}: the diagram has no text alternative", ""
+    return f":{line}: the diagram has no text alternative", ""
 
 
 def _bad_diagram(root: Path) -> tuple[str, str]:
     fence = '{#when-to-use-it}\n\n```mermaid {title="What it shows"}\nflowchartt LR\n  Q --> Z\n```\n'
     line = _edit(_page(root), lambda text: text.replace("{#when-to-use-it}\n", fence))
-    return f":{line + 1}: Mermaid cannot draw this", "correct the diagram"
+    return f":{line}: Mermaid cannot draw this", "correct the diagram"
 
 
 def _bad_link(root: Path) -> tuple[str, str]:
@@ -293,38 +293,43 @@ def _get(url: str) -> str:
         return ""
 
 
-def _wait_for(url: str, text: str, process: subprocess.Popen[str], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while text not in _get(url):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"{text!r} did not appear at {url}"
+def _wait_for(happened: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 40
+    while not happened():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the server is ended with SIGINT, which Windows does not deliver")
-def test_the_live_server_shows_edits_survives_a_mistake_and_recovers(tree: Path) -> None:
+def test_the_live_server_shows_edits_survives_a_mistake_and_recovers(tree: Path, tmp_path: Path) -> None:
     page = _page(tree)
     url = page.relative_to(tree / "docs").as_posix().removesuffix(".md") + "/"
     port = free_port()
     argv = [sys.executable, str(tree / "docs" / "_catalog"), "serve", f"127.0.0.1:{port}"]
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     env.pop("CI", None)
-    process = subprocess.Popen(argv, cwd=tree, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = tmp_path / "log"
+    address = f"http://127.0.0.1:{port}/{url}"
+    module = next(tree.glob("snippets/**/[!_]*.py"))
+    whole = module.read_text(encoding="utf-8")
+    module.write_text(whole + "\ndef broken(:\n", encoding="utf-8")  # it begins with a mistake, and waits
+    with log.open("w") as output:
+        process = subprocess.Popen(argv, cwd=tree, env=env, stdout=output, stderr=output)
     try:
-        address = f"http://127.0.0.1:{port}/{url}"
-        _wait_for(address, "When to use it", process)
+        _wait_for(lambda: "Waiting until that is mended" in log.read_text(), process, log)
+        module.write_text(whole, encoding="utf-8")
+        _wait_for(lambda: "When to use it" in _get(address), process, log)
         _edit(page, lambda text: text.replace("{#when-to-use-it}\n", "{#when-to-use-it}\n\nFreshly edited.\n", 1))
-        _wait_for(address, "Freshly edited.", process)
-        module = next(tree.glob("snippets/**/[!_]*.py"))
-        whole = module.read_text(encoding="utf-8")
+        _wait_for(lambda: "Freshly edited." in _get(address), process, log)
         module.write_text(whole + "\ndef broken(:\n", encoding="utf-8")
-        time.sleep(0.5)
+        _wait_for(lambda: log.read_text().count("the module is not Python") == 2, process, log)
         module.write_text(whole + "\n# mended\n", encoding="utf-8")
-        _wait_for(address, "# mended", process)
+        _wait_for(lambda: "# mended" in _get(address), process, log)
     finally:
         process.send_signal(signal.SIGINT)
-        output = process.communicate(timeout=20)[0]
-    assert "the module is not Python" in output
+        process.wait(20)
+    assert "Traceback" not in log.read_text()
 
 
 def test_the_search_index_of_a_site_built_by_something_else_is_tuned_too(catalog: read.Catalog) -> None:
