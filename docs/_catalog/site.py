@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ if getattr(sys.modules.get("_catalog"), "stamp", None) != _STAMP:
 
 import jinja2  # noqa: E402
 import pathspec  # noqa: E402
+from mkdocs.exceptions import Abort  # noqa: E402 -- a SystemExit that a live server survives
 from mkdocs.plugins import get_plugin_logger  # noqa: E402
 
 from _catalog import artifacts, diagrams, read  # noqa: E402
@@ -42,7 +44,13 @@ def define_env(env: Any) -> None:
         forget_stale(catalog, Path(config["site_dir"]))
 
     def fence(*args: Any, **kwargs: Any) -> str:
-        return _or_stop(diagrams.fence, *args, **kwargs)
+        try:
+            return diagrams.fence(*args, **kwargs)
+        except read.CatalogError as error:
+            if config["strict"]:
+                raise SystemExit(str(error)) from None  # SuperFences would swallow any other error
+            log.error(str(error))  # noqa: TRY400 -- the message is the point
+            return f'<div class="admonition failure"><p>{html.escape(str(error))}</p></div>'
 
     config["mdx_configs"].setdefault("pymdownx.superfences", {})["custom_fences"] = [
         {"name": "mermaid", "class": "mermaid", "format": fence, "validator": diagrams.validate}
@@ -89,7 +97,7 @@ def on_pre_page_macros(env: Any) -> None:
     except (jinja2.TemplateError, TypeError, read.CatalogError) as error:
         message = explain(error, env)
         if env.conf["strict"]:
-            raise SystemExit(message) from None
+            raise Abort(message) from None
         log.error(message)  # noqa: TRY400 -- the message is the point, the traceback is not
         env.markdown = f'!!! failure "This page is broken"\n    {message}\n'
 
@@ -139,4 +147,4 @@ def _or_stop(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     try:
         return call(*args, **kwargs)
     except read.CatalogError as error:
-        raise SystemExit(str(error)) from None
+        raise Abort(str(error)) from None

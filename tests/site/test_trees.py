@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from _catalog import artifacts, diagrams, new, read
+from _catalog.render import Macros
 from servers._process import free_port
 from site_tools import trees
 
@@ -68,13 +69,14 @@ def test_a_tree_with_one_pattern_builds(tree: Path) -> None:
     assert len(json.loads((tree / "site" / "patterns.json").read_text(encoding="utf-8"))["patterns"]) == 1
 
 
-def test_a_tree_with_103_patterns_builds_and_its_search_index_stays_small(tmp_path: Path) -> None:
-    root = trees.make(tmp_path / "tree", 103)
-    result = _build(root)
-    assert result.returncode == 0, result.stderr
-    assert len(list(root.glob("site/patterns/*/*/index.html"))) == 103
-    index = (root / "site" / "search" / "search_index.json").read_bytes()
-    assert len(gzip.compress(index)) <= 40 * 1024
+def test_a_tree_with_103_patterns_is_read_and_its_search_index_stays_small(tmp_path: Path) -> None:
+    """`make figures` builds such a tree; here it is read, rendered and indexed."""
+    catalog = read.load(trees.make(tmp_path / "tree", 103))
+    assert len(catalog.current) == 103
+    assert Macros(catalog, "index.md").quick_reference().count("<tr ") == 103
+    assert Macros(catalog, "find/tag.md").by_tag().count("→") >= 2 * 103
+    index = json.dumps(artifacts.tune(catalog, {"docs": []}), separators=(",", ":"), ensure_ascii=False)
+    assert len(gzip.compress(index.encode())) <= 40 * 1024
 
 
 # What a writer gets wrong, and what the one message must say: file, line where there is one, remedy.
@@ -171,15 +173,25 @@ def _bad_identifier(root: Path) -> tuple[str, str]:
     return "no_such_module", ""
 
 
-@pytest.mark.parametrize(
-    "breakage",
-    [
-        *(_drop_key, _unknown_key, _bad_value, _bad_yaml, _bad_related, _bad_include, _bad_section, _bad_proof),
-        *(_bad_macro, _bad_template, _bad_module, _undeclared_import, _no_proofs, _no_text_alternative),
-        *(_bad_diagram, _bad_link, _bad_identifier),
-    ],
-    ids=lambda call: call.__name__.strip("_"),
-)
+READ = [_drop_key, _unknown_key, _bad_value, _bad_yaml, _bad_related, _bad_include, _bad_section, _bad_module]
+READ += [_undeclared_import, _no_proofs]
+BUILT = [_bad_value, _bad_proof, _bad_macro, _bad_template, _no_text_alternative, _bad_diagram, _bad_link]
+BUILT += [_bad_identifier]
+
+
+@pytest.mark.parametrize("breakage", READ, ids=lambda call: call.__name__.strip("_"))
+def test_a_mistake_in_the_catalogue_is_told_in_one_line(
+    tree: Path, breakage: Callable[[Path], tuple[str, str]]
+) -> None:
+    message, remedy = breakage(tree)
+    with pytest.raises(read.CatalogError) as caught:
+        read.load(tree)
+    (problem,) = (p for p in caught.value.problems if message in p and remedy in p)
+    if message.startswith(":"):
+        assert problem.startswith(f"docs/{_page(tree).relative_to(tree / 'docs').as_posix()}{message}")
+
+
+@pytest.mark.parametrize("breakage", BUILT, ids=lambda call: call.__name__.strip("_"))
 def test_a_mistake_stops_the_build_with_one_message(tree: Path, breakage: Callable[[Path], tuple[str, str]]) -> None:
     message, remedy = breakage(tree)
     result = _build(tree)
@@ -255,7 +267,7 @@ def test_a_moved_page_leaves_a_redirect_that_works_without_javascript(tree: Path
     _edit(tree / "mkdocs.yml", lambda text: text.replace(url, "no/where"))
     result = _build(tree)
     assert result.returncode != 0
-    assert "extra.redirects: 'no/where' is no page of the site" in result.stderr
+    assert "extra.redirects: 'no/where' is no page of the site" in result.stdout + result.stderr
 
 
 def test_a_recorded_run_counts_only_for_what_it_ran(tree: Path) -> None:
