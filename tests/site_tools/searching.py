@@ -35,7 +35,7 @@ _TYPE = """async (query) => {
   type(query)
   await seen
   for (let still = 0, last = ""; still < 3; ) {
-    await pause(25)
+    await pause(12)
     const now = meta.textContent + list.children.length
     still = now === last ? still + 1 : 0
     last = now
