@@ -55,7 +55,7 @@ def proofs_of(name: str) -> list[str]:
 
 
 def serve(address: str) -> None:
-    """Run the live server; begin as soon as the catalogue is valid, so that a mistake stops nobody's session."""
+    """Run the live server; begin as soon as the catalogue is valid, so that a mistake keeps nobody waiting."""
     told = ""
     while True:
         try:
