@@ -217,7 +217,8 @@ class AsyncRedisCache:
             raise core.CacheUnavailable("left alone after failing")
         try:
             reply = await send()
-        except RedisError as error:
+        # asyncio in Python 3.12 and 3.13.0 raises AttributeError where a connection has been reset.
+        except (RedisError, AttributeError) as error:
             if self._health.failed():
                 log.warning("the cache is skipped for %g s: %s", core.REST, error)
             raise core.CacheUnavailable(str(error)) from error

@@ -89,8 +89,11 @@ class Mailer:
             mail.start_content()
             connection = cast(socket.socket, client.sock)
             connection.settimeout(self._config.data_timeout)
-            expect_250(*client.data(mail.content))
-            connection.settimeout(self._config.timeout)
+            try:
+                expect_250(*client.data(mail.content))
+            finally:
+                with contextlib.suppress(OSError):  # the connection is lost
+                    connection.settimeout(self._config.timeout)
             self._clean = True
         return mail.report()
 

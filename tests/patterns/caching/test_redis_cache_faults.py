@@ -75,6 +75,24 @@ def test_a_hung_server_costs_one_timeout_and_after_five_nothing(color: Color, pr
     assert f() == 1
 
 
+async def test_the_attribute_error_of_asyncio_for_a_reset_connection_is_a_failure_of_the_cache(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with redis_cache_async.connect(valkey_url, timeout=5) as client:
+        cache = redis_cache_async.AsyncRedisCache(client, namespace="test")
+
+        async def reset(*keys: str) -> None:  # as selector_events.py does when the loop has let go of the socket
+            raise AttributeError("'NoneType' object has no attribute '_add_writer'")
+
+        monkeypatch.setattr(client, "mget", reset)
+
+        @cache.cached(ttl=60)
+        async def answer() -> int:
+            return 42
+
+        assert await answer() == 42
+
+
 def test_a_server_that_hangs_while_computing_costs_the_store_only(color: Color, proxy: FaultProxy) -> None:
     hung: list[float] = []
 

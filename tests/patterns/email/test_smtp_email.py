@@ -197,7 +197,7 @@ class Scripted:
                     connection.recv(65_536)
                     self._answer(connection, "HANDSHAKE")
                     return
-                if verb == "QUIT":
+                if verb == "QUIT" and self.answers["QUIT"] is not HANG:
                     return
 
     @staticmethod
@@ -708,6 +708,14 @@ async def test_the_content_has_more_time_than_a_command(
             slow.answers["MAIL"] = HANG
             with pytest.raises(SmtpTemporary):  # and the next command has the short time again
                 await asyncio.wait_for(deliver(email), 2)
+
+
+@pytest.mark.parametrize("step", ["DATA", "CONTENT"])
+async def test_after_refused_content_the_time_limit_is_short_again(twin: Twin, step: str) -> None:
+    with Scripted(QUIT=HANG, **{step: "554 5.6.0 spam"}) as server:
+        patient = server.config(timeout=0.1, data_timeout=30.0)
+        with pytest.raises(SmtpPermanent):
+            await asyncio.wait_for(twin.send(patient, HELLO), 5)
 
 
 async def test_the_text_of_a_server_cannot_break_a_log(twin: Twin) -> None:
