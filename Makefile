@@ -31,9 +31,9 @@ build: $(VENV)/.ready ## build the site into site/, strictly
 	@$(RUN) -m mkdocs build --strict --site-dir site
 
 .PHONY: test
-test: $(VENV)/.ready ## prove everything (WORKERS=2, PATTERN=category/slug for one pattern)
+test: $(VENV)/.ready ## prove everything (WORKERS=2, COV=1, PATTERN=category/slug for one pattern)
 ifeq ($(PATTERN),)
-	@$(RUN) -m pytest -n $(WORKERS) --cov --cov-report=term
+	@$(RUN) -m pytest -n $(WORKERS) $(if $(COV),--cov --cov-report=term)
 else
 	@files=$$($(RUN) docs/_catalog proofs "$(PATTERN)") && $(RUN) -m pytest $$files tests/site/test_examples.py -k "$(notdir $(PATTERN)) or $(subst -,_,$(notdir $(PATTERN)))"
 endif
@@ -46,7 +46,7 @@ check: $(VENV)/.ready ## lint, types, strict build and all tests: what has to pa
 	  && $(VENV)/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml \
 	  && $(VENV)/bin/zizmor --offline --quiet .github
 	@$(MAKE) build
-	@$(MAKE) test
+	@$(MAKE) test COV=1
 
 .PHONY: examples
 examples: $(VENV)/.ready ## refresh the printed outputs (#>) on the pages, and the diagrams

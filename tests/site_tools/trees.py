@@ -43,10 +43,12 @@ def _clone(pattern: read.Pattern, target: Path, number: int) -> None:
     names = {Path(m).stem if len(Path(m).parts) == 3 else Path(m).parent.name for m in pattern.modules}
     slug_ = pattern.slug.replace("-", "_")
 
+    words = "|".join(sorted(names | {slug_}, key=len, reverse=True))
+    # A proof may be several files: test_slug.py, test_slug_faults.py.
+    own = re.compile(rf"(?<![\w-])(?:{words})(?![\w-])|\btest_{slug_}(?=[_.])")
+
     def renamed(text: str) -> str:
-        for name in sorted(names | {slug_}, key=len, reverse=True):
-            text = re.sub(rf"(?<![\w-]){name}(?![\w-])", f"{name}_{ending}", text)
-        return re.sub(rf"\btest_{slug_}(?=[_.])", f"test_{slug_}_{ending}", text)  # a proof may be several files
+        return own.sub(lambda match: f"{match[0]}_{ending}", text)
 
     page = (ROOT / "docs" / pattern.src).read_text(encoding="utf-8")
     page = re.sub(r"^title: .*$", f"title: {pattern.slug} {ending}", page, flags=re.MULTILINE)
