@@ -140,9 +140,9 @@ def tables() -> list[kit.Table]:
             "bare",
             ("", "CPU time a message", "ratio"),
             [[name, f"{seconds * 1e3:.2f} ms", f"{seconds / base:.2f} ×"] for name, seconds in cpu.items()],
-            note=f"{MESSAGES} messages of {len(TEXT)} characters to one recipient each, over one STARTTLS connection with "
-            "login, to aiosmtpd in another process on loopback. Median of 5 rounds. CPU time, because the wait for the "
-            "server is the same for all and much longer.",
+            note=f"{MESSAGES} messages of {len(TEXT)} characters to one recipient each, over one STARTTLS connection "
+            "with login, to aiosmtpd in another process on loopback. Median of 5 rounds. CPU time of the client, "
+            "because the wait for the server is the same for all.",
         ),
         kit.ratio_table(
             "reuse",
