@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import time
 from dataclasses import dataclass, field
@@ -113,5 +114,15 @@ class Smtp:
                 time.sleep(0.01)
 
     def stop(self) -> None:
-        """Stop listening and join the server's thread."""
+        """Wait for open connections to end (2 s at most), stop listening, join the server's thread."""
+        loop: Any = self._controller.loop
+
+        async def drained() -> None:
+            deadline = loop.time() + 2
+            # More than the listener and the loop's own pipe: a loop that stops now would leave sockets open.
+            while len(loop._selector.get_map()) > 2 and loop.time() < deadline:
+                await asyncio.sleep(0.001)
+
+        if hasattr(loop, "_selector"):  # not on Windows
+            asyncio.run_coroutine_threadsafe(drained(), loop).result(5)
         self._controller.stop()

@@ -79,28 +79,19 @@ def twin(request: pytest.FixtureRequest) -> Twin:
     return Twin(request.param)
 
 
-async def gone(server: Smtp) -> None:
-    """Wait, in the server's loop, until its connections are closed: stopping it would leave them open."""
-    loop: Any = server._controller.loop
-    while len(loop._selector.get_map()) > 2:  # more than the listener and the loop's own pipe
-        await asyncio.sleep(0.001)
-
-
 @contextlib.asynccontextmanager
 async def running(**options: Any) -> AsyncIterator[Smtp]:
     server = Smtp(**options)
     try:
         yield server
     finally:
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(gone(server), server._controller.loop))
-        server.stop()
+        await asyncio.to_thread(server.stop)
 
 
 @pytest.fixture(scope="module")
 def _server() -> Iterator[Smtp]:
     server = Smtp()
     yield server
-    asyncio.run_coroutine_threadsafe(gone(server), server._controller.loop).result(5)
     server.stop()
 
 
