@@ -331,6 +331,17 @@ async def test_counting_consecutive_failures_misses_a_steady_half_and_a_rate_doe
     assert breaker.state == "open"
 
 
+def test_a_call_from_before_a_reset_does_not_count_after_it() -> None:
+    breaker = CircuitBreaker("late", min_calls=20)
+
+    def outlives_a_reset() -> None:
+        breaker.reset()
+        breaker.call(int)  # healthy traffic goes on meanwhile
+
+    breaker.call(outlives_a_reset)
+    assert breaker.snapshot().calls == 1
+
+
 @pytest.mark.parametrize("outcome", ["answer", "error", "cancellation"])
 async def test_a_slow_call_from_before_the_outage_neither_closes_nor_extends_it(
     breaker: CircuitBreaker, clock: Clock, outcome: str
