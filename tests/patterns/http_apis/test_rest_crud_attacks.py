@@ -385,6 +385,25 @@ async def test_a_flood_of_errors_is_answered_with_the_first_twenty(client: httpx
     assert len(answer.json()["detail"]) == 20
 
 
+def test_the_openapi_document_says_what_each_error_status_means(server: str) -> None:
+    document = httpx2.get(f"{server}/openapi.json").json()
+    meanings = {
+        "400": "not JSON, or malformed precondition",
+        "404": "no such item",
+        "409": "a unique value is taken",
+        "412": "another version than the precondition allows",
+        "413": "body too large",
+        "415": "wrong media type",
+        "428": "If-Match is missing",
+        "503": "the database does not answer",
+    }
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            told = {status: answer["description"] for status, answer in operation["responses"].items()}
+            assert {status: told.get(status) for status in meanings} == meanings
+            assert set(told) - set(meanings) <= {"200", "201", "204", "304", "422"}
+
+
 def test_no_request_that_fits_the_openapi_document_or_breaks_it_is_a_5xx(server: str) -> None:
     document = schemathesis.openapi.from_url(f"{server}/openapi.json")
     known = f"{server}/items/{uuid.UUID(int=1)}"
