@@ -131,6 +131,8 @@ def sample(module: str, source: str, found: Sequence[Site]) -> list[Mutant]:
         operator = plugins.get_operator(f"core/{site.operator}")()
         with contextlib.suppress(AttributeError, SyntaxError):  # the operator fails, or what it makes is not Python
             after = mutating.mutate_code(source, operator, site.occurrence)
+            if site.operator == "NumberReplacer":  # it joins the number to the line before
+                after = _in_place(source, after, site)
             meaning = observable(after)
             if meaning not in known:
                 known.add(meaning)
@@ -138,6 +140,14 @@ def sample(module: str, source: str, found: Sequence[Site]) -> list[Mutant]:
         if len(chosen) == SAMPLE:
             break
     return chosen
+
+
+def _in_place(source: str, after: str, site: Site) -> str:
+    """Return `source` with the number that `after` has at this site, and nothing else changed."""
+    lines = source.splitlines(keepends=True)
+    begin, end = (sum(map(len, lines[: line - 1])) + column for line, column in site.place)
+    number = after[: len(after) - len(source[end:])].split()[-1]
+    return source[:begin] + number + source[end:]
 
 
 def observable(source: str) -> str:

@@ -38,7 +38,7 @@ color, cache, db, server, proxy = kit.color, kit.cache, kit.db, kit.server, kit.
 def test_a_dead_server_costs_little_and_the_cache_comes_back_by_itself(color: Color, server: Valkey) -> None:
     clock = [0.0]
     origin = Origin()
-    cache = color.cache(server.url, timeout=0.1, clock=lambda: clock[0])
+    cache = color.cache(server.url, timeout=1.0, clock=lambda: clock[0])
     f = origin.cached_by(cache)
     assert [f(), f()] == [1, 1]
     server.kill()
@@ -60,7 +60,7 @@ def test_a_dead_server_costs_little_and_the_cache_comes_back_by_itself(color: Co
 def test_a_hung_server_costs_one_timeout_and_after_five_nothing(color: Color, proxy: FaultProxy) -> None:
     origin = Origin()
     clock = [0.0]
-    cache = color.cache(f"redis://127.0.0.1:{proxy.port}", timeout=0.1, clock=lambda: clock[0])
+    cache = color.cache(f"redis://127.0.0.1:{proxy.port}", timeout=0.2, clock=lambda: clock[0])
     f = origin.cached_by(cache)
     assert f() == 1
     proxy.blackhole = True  # accepts, and says nothing
@@ -101,7 +101,7 @@ def test_a_server_that_hangs_while_computing_costs_the_store_only(color: Color, 
         hung.append(time.perf_counter())
         return 7
 
-    cache = color.cache(f"redis://127.0.0.1:{proxy.port}", timeout=0.1)
+    cache = color.cache(f"redis://127.0.0.1:{proxy.port}", timeout=0.2)
     assert cache.get("connected") is None
     assert cache.cached(ttl=60)(load)() == 7
     assert time.perf_counter() - hung[0] < 0.3
@@ -163,7 +163,6 @@ def test_an_answer_cut_off_in_the_middle_is_a_failure_and_not_a_value(color: Col
 
     f = color.cache(f"redis://127.0.0.1:{proxy.port}").cached(ttl=60)(load)
     f()
-    proxy.reset_all()
     proxy.cut_after = 10_000
     assert f() == b"x" * 100_000
     assert len(runs) == 2

@@ -692,8 +692,8 @@ async def test_the_content_has_more_time_than_a_command(
     email = Email(("ann@example.com",), "Hello", "Hi", attachments=(Attachment("a", bytes(6_000)),))
     with Scripted() as slow:
         proxy = fault_proxy("127.0.0.1", slow.port)
-        proxy.bytes_per_second = 80_000  # 0.1 s for the content, next to nothing for a command
-        impatient = slow.config(port=proxy.port, timeout=0.05, data_timeout=5.0)
+        proxy.bytes_per_second = 20_000  # 0.4 s for the content, next to nothing for a command
+        impatient = slow.config(port=proxy.port, timeout=0.25, data_timeout=5.0)
         async with twin.mailer(impatient) as deliver:
             assert await deliver(email)
             slow.answers["MAIL"] = HANG
@@ -704,7 +704,7 @@ async def test_the_content_has_more_time_than_a_command(
 @pytest.mark.parametrize("step", ["DATA", "CONTENT"])
 async def test_after_refused_content_the_time_limit_is_short_again(twin: Twin, step: str) -> None:
     with Scripted(QUIT=HANG, **{step: "554 5.6.0 spam"}) as server:
-        patient = server.config(timeout=0.1, data_timeout=30.0)
+        patient = server.config(timeout=0.25, data_timeout=30.0)
         with pytest.raises(SmtpPermanent):
             await asyncio.wait_for(twin.send(patient, HELLO), 5)
 
@@ -719,7 +719,7 @@ async def test_an_unfriendly_goodbye_does_not_make_a_sent_message_a_failure(twin
     with Scripted(QUIT="421 4.3.2 shutting down") as server:
         assert (await twin.send(server.config(), HELLO)).accepted
     with Scripted(QUIT=HANG) as server:
-        assert (await twin.send(server.config(timeout=0.05), HELLO)).accepted
+        assert (await twin.send(server.config(timeout=0.25), HELLO)).accepted
 
 
 def test_smtplib_by_itself_raises_after_the_message_was_taken() -> None:
@@ -812,7 +812,7 @@ async def test_a_refused_reset_is_an_error(twin: Twin) -> None:
 @pytest.mark.parametrize("trouble", [HANG, CLOSE, "421 4.7.0 enough messages", "gibberish"])
 async def test_after_a_lost_connection_the_next_message_opens_another(twin: Twin, trouble: str | None) -> None:
     with Scripted(MAIL=["250 ok", trouble, "250 ok"]) as server:
-        async with twin.mailer(server.config(timeout=0.1 if trouble is HANG else 5.0)) as deliver:
+        async with twin.mailer(server.config(timeout=0.5 if trouble is HANG else 5.0)) as deliver:
             await deliver(HELLO)
             with pytest.raises(SmtpTemporary) as caught:
                 await deliver(HELLO)
@@ -824,7 +824,7 @@ async def test_after_a_lost_connection_the_next_message_opens_another(twin: Twin
 
 async def test_a_connection_that_breaks_in_the_content_is_not_reused(twin: Twin) -> None:
     with Scripted(CONTENT=[HANG, "250 queued"]) as server:
-        async with twin.mailer(server.config(data_timeout=0.05)) as deliver:
+        async with twin.mailer(server.config(data_timeout=0.25)) as deliver:
             with pytest.raises(SmtpTemporary):
                 await deliver(HELLO)
             assert await deliver(HELLO)
