@@ -131,7 +131,7 @@ def sample(module: str, source: str, found: Sequence[Site]) -> list[Mutant]:
         operator = plugins.get_operator(f"core/{site.operator}")()
         with contextlib.suppress(AttributeError, SyntaxError):  # the operator fails, or what it makes is not Python
             after = mutating.mutate_code(source, operator, site.occurrence)
-            if site.operator == "NumberReplacer":  # it joins the number to the line before
+            if site.operator in {"NumberReplacer", "RemoveDecorator"}:  # they also eat the white space before it
                 after = _in_place(source, after, site)
             meaning = observable(after)
             if meaning not in known:
@@ -143,11 +143,13 @@ def sample(module: str, source: str, found: Sequence[Site]) -> list[Mutant]:
 
 
 def _in_place(source: str, after: str, site: Site) -> str:
-    """Return `source` with the number that `after` has at this site, and nothing else changed."""
-    lines = source.splitlines(keepends=True)
-    begin, end = (sum(map(len, lines[: line - 1])) + column for line, column in site.place)
-    number = after[: len(after) - len(source[end:])].split()[-1]
-    return source[:begin] + number + source[end:]
+    """Return `source` with the change of `after` at this site, and with all its line breaks."""
+    lines, ((first, column), (last, end_column)) = source.splitlines(keepends=True), site.place
+    if site.operator == "RemoveDecorator":
+        return "".join(lines[: first - 1] + lines[last - 1 :])
+    tail = lines[last - 1][end_column:] + "".join(lines[last:])
+    number = after.removesuffix(tail).split()[-1]
+    return "".join(lines[: first - 1]) + lines[first - 1][:column] + number + tail
 
 
 def observable(source: str) -> str:
