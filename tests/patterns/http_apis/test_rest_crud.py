@@ -6,9 +6,7 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from typing import Annotated, Any
-from urllib.parse import urlsplit
+from typing import Annotated
 
 import httpx2
 import psycopg
@@ -16,80 +14,19 @@ import pytest
 from fastapi import FastAPI, Header, Request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from psycopg.rows import dict_row
 from pydantic import BaseModel
 
+from patterns.http_apis import rest_crud_kit as kit
+from patterns.http_apis.rest_crud_kit import ADA, BOB, CHEAP, MERGE, PASSWORD, made, patch, rows, talk_to
 from rest_crud import table
 from rest_crud.api import create_app
 from rest_crud.etags import ANY, Preconditions, etag, parse_etags
 from rest_crud.models import ItemIn, ItemPatch, StaleError
-from rest_crud.passwords import Scrypt
 from rest_crud.store import AsyncItemStore
 from rest_crud.store_sync import ItemStore
-from servers.http import Uvicorn
 
-CHEAP = Scrypt(n=2, r=1, p=1)
-PASSWORD = "correct horse battery"
-ADA = {"owner_email": "ada@example.com", "name": "Engine", "password": PASSWORD}
-BOB = ADA | {"owner_email": "bob@example.com"}
-MERGE = {"Content-Type": "application/merge-patch+json"}
-JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def items_url(postgres_url: str) -> Iterator[str]:
-    """One database for this file, with the table in it: creating one takes longer than most tests here."""
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f'create database "{name}"')
-        url = urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
-        with ItemStore(url) as store:
-            store.create_table()
-        yield url
-        admin.execute(f'drop database "{name}" with (force)')
-
-
-@pytest.fixture
-def url(items_url: str) -> str:
-    with psycopg.connect(items_url, autocommit=True) as connection:
-        connection.execute("delete from items")
-    return items_url
-
-
-@pytest.fixture
-async def client(url: str) -> AsyncIterator[httpx2.AsyncClient]:
-    async with AsyncItemStore(url, scrypt=CHEAP) as store, talk_to(create_app(store)) as client:
-        yield client
-
-
-@pytest.fixture
-def server(url: str) -> Iterator[str]:
-    """The application under uvicorn, on a real port."""
-    uvicorn = Uvicorn(create_app(AsyncItemStore(url, scrypt=CHEAP)))
-    yield uvicorn.url
-    uvicorn.stop()
-
-
-def talk_to(app: FastAPI) -> httpx2.AsyncClient:
-    # raise_app_exceptions=False: an unhandled exception is the 500 that a client would get.
-    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
-    return httpx2.AsyncClient(transport=transport, base_url="http://testserver")
-
-
-async def made(client: httpx2.AsyncClient, body: dict[str, Any] = ADA) -> tuple[str, str]:
-    """Create an item; return its URL and its ETag."""
-    response = await client.post("/items", json=body)
-    assert response.status_code == 201, response.text
-    return response.headers["Location"], response.headers["ETag"]
-
-
-async def patch(client: httpx2.AsyncClient, path: str, fields: Any, if_match: str = "*") -> httpx2.Response:
-    return await client.patch(path, json=fields, headers=MERGE | {"If-Match": if_match})
-
-
-def rows(url: str) -> list[dict[str, Any]]:
-    with psycopg.connect(url, row_factory=dict_row) as connection:
-        return connection.execute("select * from items order by owner_email").fetchall()
+# Fixtures.
+client, items_url, server, url = kit.client, kit.items_url, kit.server, kit.url
 
 
 # --- create, read, list ---
@@ -537,7 +474,6 @@ def test_two_editors_of_one_item_cannot_overwrite_each_other(database_url: str) 
 
     from rest_crud.api import create_app
     from rest_crud.store import AsyncItemStore
-    from rest_crud.store_sync import ItemStore
 
     with ItemStore(database_url) as tables:
         tables.create_table()

@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,82 +19,21 @@ import schemathesis
 from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from psycopg.rows import dict_row
 from pydantic import ValidationError
 from schemathesis.core.result import Ok
 from schemathesis.generation import GenerationMode
 from schemathesis.schemas import APIOperation
 
+from patterns.http_apis import rest_crud_kit as kit
+from patterns.http_apis.rest_crud_kit import ADA, BOB, CHEAP, JSON, MERGE, PASSWORD, made, patch, rows, talk_to
 from rest_crud.api import MAX_BODY, app_from_env, create_app
 from rest_crud.models import ItemIn, ItemOut, ItemPatch
 from rest_crud.passwords import Scrypt
 from rest_crud.store import AsyncItemStore
-from rest_crud.store_sync import ItemStore
 from servers.faults import FaultProxy
-from servers.http import Uvicorn
 
-CHEAP = Scrypt(n=2, r=1, p=1)
-PASSWORD = "correct horse battery"
-ADA = {"owner_email": "ada@example.com", "name": "Engine", "password": PASSWORD}
-BOB = ADA | {"owner_email": "bob@example.com"}
-MERGE = {"Content-Type": "application/merge-patch+json"}
-JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def items_url(postgres_url: str) -> Iterator[str]:
-    """One database for this file, with the table in it: creating one takes longer than most tests here."""
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f'create database "{name}"')
-        url = urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
-        with ItemStore(url) as store:
-            store.create_table()
-        yield url
-        admin.execute(f'drop database "{name}" with (force)')
-
-
-@pytest.fixture
-def url(items_url: str) -> str:
-    with psycopg.connect(items_url, autocommit=True) as connection:
-        connection.execute("delete from items")
-    return items_url
-
-
-@pytest.fixture
-async def client(url: str) -> AsyncIterator[httpx2.AsyncClient]:
-    async with AsyncItemStore(url, scrypt=CHEAP) as store, talk_to(create_app(store)) as client:
-        yield client
-
-
-@pytest.fixture
-def server(url: str) -> Iterator[str]:
-    """The application under uvicorn, on a real port."""
-    uvicorn = Uvicorn(create_app(AsyncItemStore(url, scrypt=CHEAP)))
-    yield uvicorn.url
-    uvicorn.stop()
-
-
-def talk_to(app: FastAPI) -> httpx2.AsyncClient:
-    # raise_app_exceptions=False: an unhandled exception is the 500 that a client would get.
-    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
-    return httpx2.AsyncClient(transport=transport, base_url="http://testserver")
-
-
-async def made(client: httpx2.AsyncClient, body: dict[str, Any] = ADA) -> tuple[str, str]:
-    """Create an item; return its URL and its ETag."""
-    response = await client.post("/items", json=body)
-    assert response.status_code == 201, response.text
-    return response.headers["Location"], response.headers["ETag"]
-
-
-async def patch(client: httpx2.AsyncClient, path: str, fields: Any, if_match: str = "*") -> httpx2.Response:
-    return await client.patch(path, json=fields, headers=MERGE | {"If-Match": if_match})
-
-
-def rows(url: str) -> list[dict[str, Any]]:
-    with psycopg.connect(url, row_factory=dict_row) as connection:
-        return connection.execute("select * from items order by owner_email").fetchall()
+# Fixtures.
+client, items_url, server, url = kit.client, kit.items_url, kit.server, kit.url
 
 
 # --- unique values, unknown fields, secrets ---
@@ -402,6 +341,12 @@ def test_the_openapi_document_says_what_each_error_status_means(server: str) -> 
             told = {status: answer["description"] for status, answer in operation["responses"].items()}
             assert {status: told.get(status) for status in meanings} == meanings
             assert set(told) - set(meanings) <= {"200", "201", "204", "304", "422"}
+    one = document["paths"]["/items/{item_id}"]
+    assert set(one) == {"get", "put", "patch", "delete"}  # HEAD is answered, and is no operation of its own
+    assert set(document["paths"]["/items"]) == {"get", "post"}
+    assert one["get"]["responses"]["304"]["description"] == "not modified"
+    assert {"200", "201"} <= set(one["put"]["responses"])
+    assert httpx2.get(f"{server}/items?limit=1").status_code == 200
 
 
 def test_no_request_that_fits_the_openapi_document_or_breaks_it_is_a_5xx(server: str) -> None:

@@ -8,45 +8,23 @@ import inspect
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from psycopg.rows import dict_row
 
+from patterns.http_apis import rest_crud_kit as kit
+from patterns.http_apis.rest_crud_kit import ADA, BOB, CHEAP, PASSWORD, rows
 from rest_crud import table
 from rest_crud.models import ExistsError, ItemIn, ItemPatch, NotFoundError, StaleError, TakenError, UnavailableError
 from rest_crud.passwords import Scrypt
 from rest_crud.store import AsyncItemStore
 from rest_crud.store_sync import ItemStore
 
-CHEAP = Scrypt(n=2, r=1, p=1)
-PASSWORD = "correct horse battery"
-ADA = {"owner_email": "ada@example.com", "name": "Engine", "password": PASSWORD}
-BOB = ADA | {"owner_email": "bob@example.com"}
-
-
-@pytest.fixture(scope="module")
-def items_url(postgres_url: str) -> Iterator[str]:
-    """One database for this file, with the table in it: creating one takes longer than most tests here."""
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f'create database "{name}"')
-        url = urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
-        with ItemStore(url) as store:
-            store.create_table()
-        yield url
-        admin.execute(f'drop database "{name}" with (force)')
-
-
-@pytest.fixture
-def url(items_url: str) -> str:
-    with psycopg.connect(items_url, autocommit=True) as connection:
-        connection.execute("delete from items")
-    return items_url
+# Fixtures.
+items_url, url = kit.items_url, kit.url
 
 
 Call = Callable[..., Awaitable[Any]]
@@ -61,11 +39,6 @@ async def store(request: pytest.FixtureRequest, url: str) -> AsyncIterator[Call]
     else:
         with ItemStore(url, scrypt=CHEAP) as synchronous:
             yield lambda name, *args: asyncio.to_thread(getattr(synchronous, name), *args)
-
-
-def rows(url: str) -> list[dict[str, Any]]:
-    with psycopg.connect(url, row_factory=dict_row) as connection:
-        return connection.execute("select * from items order by owner_email").fetchall()
 
 
 def always(version: int) -> bool:
