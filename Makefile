@@ -35,7 +35,7 @@ test: $(VENV)/.ready ## prove everything (WORKERS=2, COV=1, PATTERN=category/slu
 ifeq ($(PATTERN),)
 	@$(RUN) -m pytest -n $(WORKERS) $(if $(COV),--cov --cov-report=term)
 else
-	@files=$$($(RUN) docs/_catalog proofs "$(PATTERN)") && $(RUN) -m pytest $$files tests/site/test_examples.py -k "$(notdir $(PATTERN)) or $(subst -,_,$(notdir $(PATTERN)))"
+	@files=$$($(RUN) docs/_catalog proofs "$(PATTERN)") && $(RUN) -m pytest $$files tests/site/test_examples.py tests/site/test_shape.py -k "$(notdir $(PATTERN)) or $(subst -,_,$(notdir $(PATTERN)))"
 endif
 
 .PHONY: check
