@@ -61,6 +61,7 @@ class Site:
     occurrence: int
     place: tuple[tuple[int, int], tuple[int, int]]
     line: str
+    below: str  # what the line before it says
     nth: int  # among the sites of this operator on lines that read the same
 
 
@@ -71,6 +72,7 @@ class Mutant:
     module: str
     operator: str
     line: str
+    below: str
     before: str
     after: str
 
@@ -101,8 +103,8 @@ def sites(source: str) -> list[Site]:
         operator, twins = kind(), Counter[str]()
         places = (place for node in nodes for place in operator.mutation_positions(node))
         for occurrence, (begin, end) in enumerate(places):
-            line = lines[begin[0] - 1].strip()
-            found.append(Site(name, occurrence, (begin, end), line, twins[line]))
+            below, line = lines[begin[0] - 2].strip() if begin[0] > 1 else "", lines[begin[0] - 1].strip()
+            found.append(Site(name, occurrence, (begin, end), line, below, twins[line]))
             twins[line] += 1
     return found
 
@@ -114,10 +116,6 @@ def sample(module: str, source: str, found: Sequence[Site]) -> list[Mutant]:
     for everybody, and an edit of one line leaves most of the others'. Every place in the code has its turn before
     one is changed in a second way: `a + b` alone can be broken in eleven.
     """
-    mutating, plugins = (
-        importlib.import_module("cosmic_ray.mutating"),
-        importlib.import_module("cosmic_ray.plugins"),
-    )
 
     def draw(site: Site) -> bytes:
         return hashlib.sha256("\0".join((module, site.line, site.operator, str(site.nth))).encode()).digest()
@@ -128,18 +126,26 @@ def sample(module: str, source: str, found: Sequence[Site]) -> list[Mutant]:
         turns[site.place] += 1
     known, chosen = {observable(source)}, list[Mutant]()
     for *_, site in sorted(order, key=lambda entry: entry[:2]):
-        operator = plugins.get_operator(f"core/{site.operator}")()
-        with contextlib.suppress(AttributeError, SyntaxError):  # the operator fails, or what it makes is not Python
-            after = mutating.mutate_code(source, operator, site.occurrence)
-            if site.operator in {"NumberReplacer", "RemoveDecorator"}:  # they also eat the white space before it
-                after = _in_place(source, after, site)
-            meaning = observable(after)
-            if meaning not in known:
-                known.add(meaning)
-                chosen.append(Mutant(module, site.operator, site.line, source, after))
+        mutant = make(module, source, site)
+        if mutant and (meaning := observable(mutant.after)) not in known:
+            known.add(meaning)
+            chosen.append(mutant)
         if len(chosen) == SAMPLE:
             break
     return chosen
+
+
+def make(module: str, source: str, site: Site) -> Mutant | None:
+    """Return the mutant of a site; None when the operator cannot make it, or what it makes does not compile."""
+    mutating, plugins = importlib.import_module("cosmic_ray.mutating"), importlib.import_module("cosmic_ray.plugins")
+    operator = plugins.get_operator(f"core/{site.operator}")()
+    with contextlib.suppress(AttributeError, SyntaxError):
+        after = mutating.mutate_code(source, operator, site.occurrence)
+        if site.operator in {"NumberReplacer", "RemoveDecorator"}:  # they also eat the white space before it
+            after = _in_place(source, after, site)
+        observable(after)
+        return Mutant(module, site.operator, site.line, site.below, source, after)
+    return None
 
 
 def _in_place(source: str, after: str, site: Site) -> str:
@@ -235,18 +241,22 @@ def _calls(annotation: ast.expr | None) -> ast.expr | None:
 
 @dataclass(frozen=True)
 class Explained:
-    """Why a mutant may survive. `becomes` tells two mutants of the same line and operator apart."""
+    """Why a mutant may survive.
+
+    `becomes` tells two mutants of a line and operator apart, `below` (the line before) two lines that read the same.
+    """
 
     module: str
     line: str
     operator: str
     why: str
     becomes: str | None = None
+    below: str | None = None
 
     def fits(self, mutant: Mutant) -> bool:
         """Tell whether this is about the mutant."""
         same = (self.module, self.line, self.operator) == (mutant.module, mutant.line, mutant.operator)
-        return same and self.becomes in {None, mutant.becomes}
+        return same and self.becomes in {None, mutant.becomes} and self.below in {None, mutant.below}
 
 
 def explanations(path: Path) -> list[Explained]:
@@ -481,9 +491,11 @@ def outdated(known: Sequence[Explained], modules: set[str]) -> list[str]:
         file = ROOT / entry.module
         if entry.module not in modules and file.is_file():
             continue
-        found = sites(file.read_text(encoding="utf-8")) if file.is_file() else []
-        if (entry.line, entry.operator) not in {(site.line, site.operator) for site in found}:
-            lines.append(f"explained.toml: {entry.module} has no {entry.operator} on {entry.line!r}: remove the entry")
+        source = file.read_text(encoding="utf-8") if file.is_file() else ""
+        near = [site for site in sites(source) if (site.line, site.operator) == (entry.line, entry.operator)]
+        if not any(mutant and entry.fits(mutant) for mutant in (make(entry.module, source, site) for site in near)):
+            change = f"{entry.operator} on {entry.becomes or entry.line!r}"
+            lines.append(f"explained.toml: {entry.module} has no {change} any more: remove the entry")
     return lines
 
 
