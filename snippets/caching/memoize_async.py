@@ -45,7 +45,6 @@ class MemoizedAsync(Memoized[P, Coroutine[Any, Any, R]]):
             if flight is None or flight.get_loop() is not loop:  # another loop's cannot be awaited
                 computing = _fly(self.cache, key, functools.partial(self.fn, *args, **kwargs))
                 flight = flights[key] = loop.create_task(computing)
-                flight.add_done_callback(lambda task: task.cancelled() or task.exception())
         if flight in _computing.get():
             raise RuntimeError(f"the computation for {key!r} asks for its own result")
         return await asyncio.shield(flight)

@@ -89,6 +89,10 @@ def test_an_entry_is_served_strictly_before_its_ttl_has_passed(clock: Clock) -> 
     assert (cache.get("a"), len(cache)) == (1, 1)
     clock.now = 1060.0
     assert (cache.get("a"), len(cache)) == (MISSING, 0)
+    cache.set("a", 1)
+    clock.now = 9999.0
+    assert cache.get("a") is MISSING
+    assert cache.get_or_compute("a", lambda: 2) == 2
 
 
 def test_reading_does_not_lengthen_a_life_and_setting_does(clock: Clock) -> None:
