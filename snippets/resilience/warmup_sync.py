@@ -1,0 +1,236 @@
+"""Make costly services (pools, clients, models) once a key, on demand or ahead of traffic."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import CancelledError, Future
+from typing import Any, Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class ServicesClosed(Exception):  # noqa: N818 - a state, not a failure
+    """`close()` was called: no service is handed out any more."""
+
+
+class _Making(Future[Any]):
+    """A creation under way, and the thread it runs in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+
+class SyncServices(Generic[K, V]):
+    """One service a key, made by the thread that asks first while all others wait.
+
+    After a fork the child begins with none: connections cannot be shared. Raises `ValueError`
+    for a `failure_ttl` below 0.
+
+    Args:
+        create: Makes the service of a key. It may ask for other keys.
+        prewarm: Readies a new service (opens connections, loads weights) before it is handed out.
+            When it raises, the service is closed.
+        close: Closes a service.
+        failure_ttl: How long a failure is repeated without a new attempt, in seconds.
+        clock: Returns seconds that never go back.
+
+    """
+
+    def __init__(
+        self,
+        create: Callable[[K], V],
+        *,
+        prewarm: Callable[[V], object] | None = None,
+        close: Callable[[V], object] | None = None,
+        failure_ttl: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not failure_ttl >= 0:
+            raise ValueError(f"failure_ttl must be 0 or more, not {failure_ttl}")
+        self._create, self._prewarm, self._close = create, prewarm, close
+        self._failure_ttl, self._clock = failure_ttl, clock
+        self._closed = False
+        self.forget()
+        _all.add(self)
+
+    def forget(self) -> None:
+        """Begin with none, and close none: in a forked child they belong to the parent."""
+        self._lock = threading.Lock()
+        self._ready: dict[K, V] = {}  # in the order of creation
+        self._making: dict[K, _Making] = {}
+        self._failed: dict[K, tuple[Exception, float]] = {}  # and until when
+
+    def get(self, key: K) -> V:
+        """Return the service of a key, made now if need be.
+
+        Raises what `create` or `prewarm` raised, `ServicesClosed` after `close()`, and
+        `RuntimeError` for a service that needs itself.
+        """
+        while True:
+            if key in self._ready:
+                with contextlib.suppress(KeyError):  # discarded in between
+                    return self._ready[key]
+            making, mine = self._joined(key)
+            if making is None:
+                continue
+            if mine:
+                return self._make(key, making)
+            try:
+                result: V = making.result()
+            except CancelledError:  # its thread was interrupted, so somebody else has to
+                continue
+            except Exception as error:  # noqa: BLE001 - raised below
+                failure = error
+            else:
+                return result
+            raise _own(failure)
+
+    def warm(self, keys: Iterable[K], *, timeout: float) -> dict[K, Exception | None]:
+        """Make the services of all keys at once; return for each None, or why it is not ready.
+
+        A key that is not ready after `timeout` seconds is a `TimeoutError`. A thread cannot be
+        stopped: its creation goes on, and is kept if it ends well. One key does not stop
+        the others.
+        """
+        report: dict[K, Exception | None] = {}
+        unfinished = f"not ready after {timeout} s"
+
+        def make(key: K) -> None:
+            try:
+                self.get(key)
+            except Exception as error:  # noqa: BLE001 - for the report, whatever it is
+                outcomes[key] = error
+            else:
+                outcomes[key] = None
+
+        outcomes: dict[K, Exception | None] = {}
+        wanted = list(dict.fromkeys(keys))
+        threads = [threading.Thread(target=make, args=(key,), daemon=True) for key in wanted]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + timeout
+        for key, thread in zip(wanted, threads, strict=True):
+            thread.join(max(0.0, end - time.monotonic()))
+            report[key] = outcomes.get(key, TimeoutError(unfinished))
+        return report
+
+    def peek(self, key: K) -> V | None:
+        """Return the service of a key if it is ready, without making it."""
+        return self._ready.get(key)
+
+    def discard(self, key: K) -> None:
+        """Close the service of a key, after its creation; the next `get` makes a new one."""
+        if making := self._making.get(key):
+            with contextlib.suppress(Exception):
+                making.result()
+        with self._lock:
+            self._failed.pop(key, None)
+            if key not in self._ready:
+                return
+            service = self._ready.pop(key)
+        self._shut(service)
+
+    def close(self) -> None:
+        """Close all services, the newest first, after those that are still being made.
+
+        Raises an `ExceptionGroup` of what `close` raised, after all are closed.
+        """
+        with self._lock:
+            self._closed = True
+            being_made = list(self._making.values())
+        for making in being_made:
+            with contextlib.suppress(Exception):
+                making.result()
+        errors = []
+        while self._ready:
+            try:
+                self._shut(self._ready.popitem()[1])
+            except Exception as error:  # noqa: BLE001 - raised below, with the others
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("services that did not close", errors)
+
+    def _joined(self, key: K) -> tuple[_Making | None, bool]:
+        """Return the creation of a key and whether it is ours; None when it is ready by now."""
+        with self._lock:
+            if self._closed:
+                raise ServicesClosed("the services are closed")
+            if key in self._ready:
+                return None, False
+            making = self._making.get(key)
+            if making is None:
+                self._raise_known_failure(key)
+                making = self._making[key] = _Making()
+                return making, True
+        if making.thread == threading.get_ident():
+            raise RuntimeError(f"the service of {key!r} needs itself")
+        return making, False
+
+    def _make(self, key: K, making: _Making) -> V:
+        try:
+            service = self._create(key)
+            try:
+                if self._prewarm is not None:
+                    self._prewarm(service)
+            except BaseException:
+                with contextlib.suppress(Exception):  # what failed first is what to tell
+                    self._shut(service)
+                raise
+        except BaseException as error:
+            with self._lock:
+                del self._making[key]
+                if isinstance(error, Exception) and self._failure_ttl > 0:
+                    self._failed[key] = error, self._clock() + self._failure_ttl
+            making.set_exception(error if isinstance(error, Exception) else CancelledError())
+            raise
+        with self._lock:
+            self._ready[key] = service
+            del self._making[key]
+        making.set_result(service)
+        return service
+
+    def _shut(self, service: V) -> None:
+        if self._close is not None:
+            self._close(service)
+
+    def _raise_known_failure(self, key: K) -> None:
+        now = self._clock()
+        for old in [old for old, (_, until) in self._failed.items() if now >= until]:
+            del self._failed[old]
+        if key in self._failed:
+            raise _own(self._failed[key][0])
+
+
+def _own(error: Exception) -> Exception:
+    """Return a copy for one caller, or the tracebacks of all who waited tangle; if it can be."""
+    try:
+        own = copy.copy(error)
+    except Exception:  # noqa: BLE001 - its constructor wants more than its args
+        return error
+    own.__cause__ = error
+    return own
+
+
+def keys_to_warm(variable: str = "WARM_ON_START") -> list[str]:
+    """Return the keys that an environment variable lists, separated by commas; none if unset."""
+    return [key.strip() for key in os.environ.get(variable, "").split(",") if key.strip()]
+
+
+_all: weakref.WeakSet[SyncServices[Any, Any]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for services in _all:
+        services.forget()
+
+
+# Not on Windows, where nothing forks.
+getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_after_fork)
