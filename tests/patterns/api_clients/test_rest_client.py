@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import email.utils
 import inspect
 import pickle
@@ -325,6 +326,8 @@ def test_the_default_policy_is_what_the_page_says() -> None:
     assert retry.statuses == set(BUSY)
     assert retry.methods == {"GET", "HEAD", "OPTIONS", "PUT", "DELETE"}
     assert 0 <= retry.rng() < 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        retry.attempts = 99  # type: ignore[misc]
     for made in (AsyncRestClient, RestClient):
         defaults = inspect.signature(made).parameters
         assert (defaults["total"].default, defaults["timeout"].default) == (30.0, 5.0)
