@@ -70,6 +70,12 @@ def test_a_page_shows_a_test_for_the_readers_own_use(page: Path) -> None:
 
 
 @pages
+def test_a_measured_table_or_plot_stands_at_the_left_margin(page: Path) -> None:
+    indented = re.findall(r"^ +\{\$ (?:measured|plot)\(.*$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert not indented, f"{_name(page)}: only its first line would be within the tab: {indented}"
+
+
+@pages
 def test_standards_are_linked_with_https(page: Path) -> None:
     resources = page.read_text(encoding="utf-8").partition("{#resources}")[2]
     links = re.findall(r"\]\((\S+?)\)", resources)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import json
 import logging
 import math
+import socket
 import subprocess
 import sys
 import time
@@ -256,7 +258,16 @@ def test_a_call_that_makes_no_sense_is_refused(make: Make, call: Callable[[Sync]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rate": 0}, {"rate": -1}, {"rate": math.inf}, {"rate": 1, "per": 0}, {"rate": 1, "burst": -1}]
+    "wrong",
+    [
+        {"rate": 0},
+        {"rate": -1},
+        {"rate": math.inf},
+        {"rate": 1, "per": 0},
+        {"rate": 1, "per": math.inf},
+        {"rate": 1, "per": math.nan},
+        {"rate": 1, "burst": -1},
+    ],
 )
 def test_a_limit_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="rate and per must be above 0 and finite, burst at least 1"):
@@ -352,10 +363,19 @@ def test_a_thousand_keys_each_have_their_own_limit(make: Make) -> None:
 
 @pytest.fixture
 def down() -> Iterator[FaultProxy]:
-    """Something that accepts connections and never answers, or refuses them."""
+    """Something that can refuse connections, and counts them."""
     proxy = FaultProxy("127.0.0.1", 1)
     yield proxy
     proxy.stop()
+
+
+@pytest.fixture
+def hung() -> Iterator[int]:
+    """The port of something that accepts connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(100)
+        yield listener.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -363,10 +383,11 @@ def down() -> Iterator[FaultProxy]:
 )
 @pytest.mark.parametrize("fault", ["refused", "hung"])
 def test_without_redis_the_decision_comes_at_once_and_says_that_it_is_degraded(
-    make: Make, down: FaultProxy, on_error: str, allowed: list[bool], fault: str
+    make: Make, down: FaultProxy, hung: int, on_error: str, allowed: list[bool], fault: str
 ) -> None:
-    down.refuse, down.blackhole = fault == "refused", fault == "hung"
-    limiter = make(f"redis://127.0.0.1:{down.port}/0", timeout=0.05, on_error=on_error)
+    down.refuse = True
+    port = hung if fault == "hung" else down.port
+    limiter = make(f"redis://127.0.0.1:{port}/0", timeout=0.05, on_error=on_error)
     begun = time.monotonic()
     answers = [limiter.hit("ann", [SLOW]) for _ in range(6)]
     assert time.monotonic() - begun < 1.0  # six in a row; a machine that is busy included
@@ -464,6 +485,51 @@ def test_settings_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch
             "socket_timeout": 0.05,
             "socket_connect_timeout": 0.05,
         }
+
+
+async def test_the_decision_does_not_wait_longer_than_its_timeout_even_if_the_client_would(hung: int) -> None:
+    patient = redis_limiter_async.connect(f"redis://127.0.0.1:{hung}/0", timeout=30)
+    limiter = AsyncRedisLimiter(patient, timeout=0.05)
+    begun = time.monotonic()
+    assert (await limiter.hit("ann", [SLOW])).degraded
+    assert 0.05 <= time.monotonic() - begun < 0.8
+    await patient.aclose()
+    del patient, limiter
+    with warnings.catch_warnings():  # the connection was given up while it was made: redis-py leaves it
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def test_an_open_answer_has_nothing_to_wait_for_and_a_share_is_at_least_one() -> None:
+    wide, tight = Limit(100, 60), Limit(3, 60)
+    assert Core("rl", "open", 1, Clock()).unanswered("ann", [wide, tight], 1, None) == Decision(
+        True, tight, 3, 0.0, 0.0, degraded=True
+    )
+    assert Core("rl", "closed", 1, Clock()).unanswered("ann", [wide, tight], 1, None) == Decision(
+        False, tight, 0, 1.0, 1.0, degraded=True
+    )
+    local = Core("rl", "local", 8, Clock())
+    answers = [local.unanswered("ann", [tight, wide], 1, None) for _ in range(2)]
+    assert [answer.allowed for answer in answers] == [True, False]
+    assert answers[1].limit == tight
+    assert answers[1].retry_after == pytest.approx(8 * 20)
+
+
+def test_the_defaults_are_those_of_the_page() -> None:
+    for kind in (RedisLimiter, AsyncRedisLimiter):
+        defaults = {name: p.default for name, p in inspect.signature(kind).parameters.items() if name != "client"}
+        assert defaults.pop("timeout", 0.05) == 0.05
+        assert defaults == {"prefix": "rl", "on_error": "open", "processes": 1, "clock": time.monotonic}
+        for name in ("hit", "refund"):
+            assert inspect.signature(getattr(kind, name)).parameters["cost"].default == 1
+
+
+def test_of_equal_waits_the_limit_with_the_least_left_is_told(make: Make) -> None:
+    limiter = make()
+    quick, slow = Limit(rate=10, per=1, burst=9), Limit(rate=1, per=3600, burst=50)
+    assert limiter.hit("ann", [slow, quick]).limit == quick
+    assert limiter.hit("ann", [quick, slow]).limit == quick
+    assert limiter.hit("ann", [quick, slow], cost=0).remaining == 7
 
 
 # --- the middleware

@@ -93,6 +93,17 @@ def test_a_signal_drains_at_once_and_reaches_the_server_after_the_delay(number: 
 
 
 @on_fake_time
+async def test_a_stop_without_a_signal_makes_it_not_ready_and_ends_streams_and_consumers() -> None:
+    lifecycle = lifecycle_of(grace=0)
+    lifecycle.track(asyncio.sleep(3600), "endless")
+    report = await lifecycle.stop("error")
+    assert (lifecycle.ready(), report.cancelled, now()) == (False, ("endless",), 0.0)
+    await asyncio.wait_for(lifecycle.wait_closing(), 1)
+    with pytest.raises(AttributeError):
+        report.reason = "other"  # type: ignore[misc]
+
+
+@on_fake_time
 async def test_only_the_signals_given_are_handled_and_one_without_a_handler_is_no_error() -> None:
     lifecycle = lifecycle_of(drain_delay=0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

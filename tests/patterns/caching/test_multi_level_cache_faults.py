@@ -1,0 +1,447 @@
+"""Proves docs/patterns/caching/multi-level-cache.md: lost connections and messages, a Redis that is down or hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import inspect
+import logging
+import threading
+import time
+import uuid
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+import multi_level_cache
+import multi_level_cache_sync
+from patterns.caching import multi_level_cache_kit as kit
+from patterns.caching.multi_level_cache_kit import Clock, Origin, Twin, until
+from servers.faults import FaultProxy
+from servers.valkey import Valkey
+
+# Fixtures.
+twin, db, server, mortal = kit.twin, kit.db, kit.server, kit.mortal
+
+# --- Anything, in any order ---
+
+
+class Model(RuleBasedStateMachine):
+    """Two processes, one Redis, and the database behind them; lost connections, lost values, time."""
+
+    twin: Twin
+    server: Valkey
+    reads = 0
+    keys = st.sampled_from(["a", "b", "c", "d"])
+    who = st.integers(0, 1)
+    values = st.one_of(st.none(), st.integers(), st.text(max_size=3))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock, self.truth = Clock(), dict[str, Any]()
+        self.raw = redis.Redis.from_url(self.server.url)
+        self.raw.flushall()
+        options: dict[str, Any] = {"clock": self.clock, "l1_max": 3}
+        self.caches = [self.twin.cache(self.server.url, **options) for _ in range(2)]
+
+    def settle(self) -> None:
+        """Wait until both have heard all that was said until now: messages keep their order."""
+        last = uuid.uuid4().hex
+        before = [cache.inner._changed(last) for cache in self.caches]
+        self.raw.publish(f"{self.twin.namespace}:changed", last)
+        until(lambda: all(c.inner._changed(last) > n for c, n in zip(self.caches, before, strict=True)))
+
+    @rule(key=keys, who=who)
+    def read(self, key: str, who: int) -> None:
+        type(self).reads += 1
+        value = self.caches[who].get_or_load(key, lambda: self.truth.get(key, self.twin.MISSING))
+        assert value == self.truth.get(key, self.twin.MISSING)
+
+    @rule(key=keys, who=who, value=values, put=st.booleans())
+    def write(self, key: str, who: int, value: Any, put: bool) -> None:
+        self.truth[key] = value
+        assert self.caches[who].set(key, value) if put else self.caches[who].invalidate(key)
+        self.settle()
+
+    @rule(key=keys, who=who)
+    def miss_a_message(self, key: str, who: int) -> None:
+        before = [min(cache.inner._changes) for cache in self.caches]
+        for client in self.raw.client_list(_type="pubsub"):
+            self.raw.client_kill(client["addr"])
+        self.truth[key] = uuid.uuid4().hex
+        assert self.caches[who].invalidate(key)
+        until(lambda: all(min(c.inner._changes) > n for c, n in zip(self.caches, before, strict=True)))
+        self.settle()
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 5.0]))
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def lose_what_redis_has(self) -> None:
+        self.raw.flushall()
+
+    @invariant()
+    def memory_is_small_and_right(self) -> None:
+        for cache in self.caches:
+            entries = list(cache.inner._l1.items())
+            assert len(entries) <= 3
+            for key, (data, _) in entries:
+                assert self.twin.module._unpack(data) == self.truth.get(key, self.twin.MISSING)
+
+    def teardown(self) -> None:
+        self.raw.close()
+        self.twin.finish()
+
+
+def test_whatever_happens_nobody_serves_what_a_change_has_replaced(
+    twin: Twin, server: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    machine: Any = type("Machine", (Model,), {"twin": twin, "server": server})
+    limits = settings(max_examples=6, stateful_step_count=12, deadline=None, database=None)
+    run_state_machine_as_test(machine, settings=limits)
+    assert machine.reads > 0
+
+
+# --- Broken connections ---------------------------------------------------------------------------
+
+
+async def test_redis_py_subscribes_again_in_silence_and_the_message_is_lost(server: Valkey) -> None:
+    """The listener of most examples: it never learns that it has missed something."""
+    retrying = redis.Redis.from_url(server.url, retry=redis.retry.Retry(redis.backoff.NoBackoff(), 3))
+    aretry = redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 3)
+    aretrying = redis.asyncio.Redis.from_url(server.url, retry=aretry)
+    with retrying, redis.Redis.from_url(server.url) as db, retrying.pubsub() as plain:  # type: ignore[no-untyped-call]
+        async with aretrying, aretrying.pubsub() as aplain:
+            ignoring: Any = retrying.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+            for pubsub in (plain, ignoring):
+                pubsub.subscribe("changed")
+                until(lambda each: each.get_message(timeout=0.01) or each is ignoring, pubsub)
+            await aplain.subscribe("changed")
+            assert (await aplain.get_message(timeout=5) or {})["type"] == "subscribe"
+            for client in db.client_list(_type="pubsub"):
+                db.client_kill(client["addr"])
+            assert db.publish("changed", "lost") == 0
+            seen, ignored, aseen = [], [], []
+            for _ in range(3):
+                seen.append(plain.get_message(timeout=0.02))
+                ignored.append(ignoring.get_message(timeout=0.02))
+                aseen.append(await aplain.get_message(timeout=0.02))
+            ignoring.close()
+    for found in (seen, aseen):
+        assert [message["type"] for message in found if message] == ["subscribe"]  # the only trace
+    assert not any(ignored)  # not even that
+
+
+def test_client_side_caching_of_redis_py_refuses_valkey(server: Valkey) -> None:
+    with redis.Redis.from_url(server.url, protocol=3, cache_config=redis.cache.CacheConfig()) as client:  # noqa: SIM117
+        with pytest.raises(redis.ConnectionError, match=r"client-side caching is supported by Redis 7\.4 or later"):
+            client.ping()
+
+
+@pytest.mark.parametrize("retries", [0, 3])
+def test_after_a_lost_connection_nothing_from_before_is_served(twin: Twin, server: Valkey, retries: int) -> None:
+    client = twin.client(server.url)
+    retry = (redis if twin.name == "sync" else redis.asyncio).retry.Retry(redis.backoff.NoBackoff(), retries)
+    client.connection_pool.connection_kwargs["retry"] = retry
+    other, one = twin.cache(server.url, client=client), twin.cache(server.url)
+    with redis.Redis.from_url(server.url) as db:
+        for turn in range(3):
+            one.set("k", turn)
+            until(lambda value: other.get("k") == value, turn)
+            other.get("k")
+            before = min(other.inner._changes)
+            for each in db.client_list(_type="pubsub"):
+                db.client_kill(each["addr"])
+            assert db.set(f"{twin.namespace}:value:k", b'["unheard"]', px=60_000)
+            until(lambda count: min(other.inner._changes) > count, before)
+            assert other.get("k") == "unheard"
+    assert other.stats()["errors"] == (0 if retries else 3)
+
+
+def test_memory_is_not_trusted_after_silence_of_l1_ttl(
+    twin: Twin, server: Valkey, fault_proxy: type[FaultProxy]
+) -> None:
+    clock, origin = Clock(), Origin()
+    proxy = fault_proxy("127.0.0.1", server.port)
+    client = twin.client(f"redis://127.0.0.1:{proxy.port}", timeout=0.2)
+    cache, other = twin.cache(server.url, client=client, clock=clock), twin.cache(server.url)
+    origin.value = "old"
+    assert cache.get_or_load("k", origin) == "old"
+    proxy.refuse = True
+    proxy.reset_all()
+    until(lambda: cache.stats()["errors"])
+    origin.value = "new"
+    assert other.invalidate("k") is True
+    clock.now += 1
+    assert cache.get_or_load("k", origin) == "old"  # a second ago it was true
+    assert cache.get_or_load("late", origin) == "new"  # kept in memory alone, until second 6
+    loads = origin.loads
+    clock.now += 4  # nothing heard for 5 s, which is l1_ttl: still trusted
+    assert cache.get_or_load("late", origin) == "new"
+    assert origin.loads == loads
+    clock.now += 0.001
+    assert cache.get_or_load("late", origin) == "new"
+    assert origin.loads == loads + 1
+    assert cache.inner._l1["late"][1] > clock.now
+    proxy.heal()
+    until(lambda: cache.inner._heard == clock.now)
+    assert cache.get_or_load("k", origin) == "new"
+
+
+def test_a_listener_that_hears_nothing_connects_again(
+    twin: Twin, server: Valkey, fault_proxy: type[FaultProxy]
+) -> None:
+    proxy = fault_proxy("127.0.0.1", server.port)
+    client = twin.client(f"redis://127.0.0.1:{proxy.port}", timeout=0.5)
+    cache = twin.cache(server.url, client=client, l1_ttl=0.1)
+    heard_at = cache.inner._heard
+    until(lambda: cache.inner._heard > heard_at)  # it pings, and the answer counts
+    assert cache.stats()["errors"] == 0
+    changes, connections = min(cache.inner._changes), proxy.accepted
+    proxy.blackhole = True
+    until(lambda: cache.stats()["errors"])
+    proxy.heal()
+    until(lambda: min(cache.inner._changes) > changes)
+    assert proxy.accepted > connections
+
+
+class Quiet:
+    """A subscription on which nothing comes but what a test has put there."""
+
+    def __init__(self, twin: Twin, *messages: dict[str, Any] | None) -> None:
+        self.messages, self.timeouts, self.pings = list(messages), list[float](), 0
+        self._wrap = twin.answer
+
+    def get_message(self, timeout: float) -> Any:
+        self.timeouts.append(timeout)
+        assert len(self.timeouts) < 100, "it waits for ever"
+        return self._wrap(self.messages.pop(0) if self.messages else None)
+
+    def ping(self) -> Any:
+        self.pings += 1
+        return self._wrap(None)
+
+
+@pytest.mark.parametrize(("l1_ttl", "tick", "ticks"), [(0.5, 0.125, 4), (1.0, 0.25, 4), (5.0, 0.25, 20)])
+def test_the_listener_asks_for_a_sign_of_life_and_gives_up_after_l1_ttl(
+    twin: Twin, valkey_url: str, l1_ttl: float, tick: float, ticks: int
+) -> None:
+    cache = twin.cache(valkey_url, enter=False, l1_ttl=l1_ttl)
+    tried = (asyncio if twin.name == "async" else threading).Event()
+    pubsub = Quiet(twin, None, None, {"type": "pong"}, None, {"type": "message", "data": b"k"})
+    with pytest.raises(redis.RedisError, match=f"nothing heard for {l1_ttl} s"):
+        twin.wait_for(cache.inner._hear(pubsub, tried))
+    assert pubsub.timeouts == [tick] * (5 + ticks)  # from the last message on
+    assert 3 + ticks - 1 <= pubsub.pings <= 3 + ticks
+    assert tried.is_set()
+    assert cache.inner._changed("k") == 1
+    assert sum(cache.inner._changes) == 1
+
+
+def test_an_error_that_a_reset_connection_raises_in_asyncio_is_a_failure_of_redis_too(valkey_url: str) -> None:
+    with contextlib.closing(Twin("async")) as twin:
+        cache, origin = twin.cache(valkey_url), Origin()
+
+        async def reset(**_: Any) -> None:  # as selector_events.py does when the loop has let go of the socket
+            raise AttributeError("'NoneType' object has no attribute '_add_writer'")
+
+        cache.inner._change = cache.inner._enter = cache.inner._leave = reset
+        assert [cache.set("k", 7), cache.get("k"), cache.invalidate("k")] == [False, 7, False]
+        assert cache.get_or_load("k", origin) == 1
+        assert cache.stats()["errors"] == 4
+
+
+def test_without_redis_memory_and_the_loader_go_on(twin: Twin, mortal: Valkey) -> None:
+    clock, origin = Clock(), Origin()
+    cache = twin.cache(mortal.url, clock=clock)
+    assert cache.get_or_load("k", origin) == 1
+    mortal.kill()
+    assert [cache.get("k"), cache.get_or_load("k", origin)] == [1, 1]
+    assert [cache.get_or_load("new", origin) for _ in range(3)] == [2, 2, 2]  # memory alone keeps it
+    assert cache.get("gone") is twin.MISSING
+    assert cache.set("k", "changed") is False
+    assert cache.get("k") == "changed"  # one level failed, the other did not
+    assert cache.invalidate("k") is False
+    assert cache.get_or_load("k", origin) == 3
+    assert cache.set("brief", 1, ttl=1) is False
+    clock.now += 1
+    assert cache.get("brief") is twin.MISSING
+    assert cache.stats()["errors"] >= 6
+    mortal.start()
+    until(cache.set, "k", "back")
+    assert cache.get("k") == "back"
+
+
+def test_writing_one_level_after_the_other_fails_as_a_whole(mortal: Valkey) -> None:
+    memory: dict[str, Any] = {}
+    client = redis.Redis.from_url(mortal.url)
+    mortal.kill()
+
+    def naive_set(key: str, value: Any) -> None:
+        client.set(key, value, px=5_000)
+        memory[key] = value
+
+    with pytest.raises(redis.ConnectionError):
+        naive_set("k", 1)
+    assert memory == {}
+    client.close()
+
+
+def test_a_hung_redis_costs_a_miss_two_timeouts_and_a_hit_in_memory_nothing(
+    twin: Twin, server: Valkey, fault_proxy: type[FaultProxy]
+) -> None:
+    proxy = fault_proxy("127.0.0.1", server.port)
+    client = twin.client(f"redis://127.0.0.1:{proxy.port}", timeout=0.1)
+    cache, origin = twin.cache(server.url, client=client), Origin()
+    assert cache.get_or_load("k", origin) == 1
+    proxy.blackhole = True
+    begin = time.monotonic()
+    assert cache.get_or_load("new", origin) == 2
+    took = time.monotonic() - begin
+    assert 0.19 < took < 1.0
+    assert cache.stats()["errors"] == 2
+    assert [cache.get("k"), cache.get("new")] == [1, 2]
+
+
+def test_a_process_that_starts_without_redis_works_and_finds_it_later(
+    twin: Twin, server: Valkey, fault_proxy: type[FaultProxy]
+) -> None:
+    proxy = fault_proxy("127.0.0.1", server.port)
+    for fault in ("refuse", "blackhole"):
+        setattr(proxy, fault, True)
+        begin = time.monotonic()
+        client = twin.client(f"redis://127.0.0.1:{proxy.port}", timeout=0.1)
+        namespace, origin = f"{twin.namespace}-{fault}", Origin()
+        cache = twin.cache(server.url, client=client, hears=False, namespace=namespace)
+        assert time.monotonic() - begin < 2.0
+        assert cache.get_or_load("k", origin) == 1
+        proxy.heal()
+        until(lambda each: each.inner._heard > 0, cache)
+        until(cache.set, "k", 7)
+        assert cache.get("k") == 7
+
+
+def test_without_a_listener_memory_is_not_used(twin: Twin, valkey_url: str) -> None:
+    cache, origin = twin.cache(valkey_url, enter=False), Origin()
+    assert [cache.get_or_load("k", origin), cache.get("k"), cache.get("k")] == [1, 1, 1]
+    assert cache.stats() == {"l1": 0, "l2": 2, "loads": 1, "errors": 0, "size": 1}
+    entered = twin.cache(valkey_url)
+    entered.get("k")
+    twin.finish()
+    assert entered.inner._heard < 0
+    assert entered.inner._look("k") is None
+
+
+def test_the_client_does_not_wait_as_redis_py_does(twin: Twin, server: Valkey) -> None:
+    defaults = {name: p.default for name, p in inspect.signature(twin.module.connect).parameters.items()}
+    assert (defaults["timeout"], defaults["max_connections"]) == (0.1, 50)
+    client = twin.module.connect(server.url)
+    kwargs = client.connection_pool.connection_kwargs
+    assert (kwargs["socket_timeout"], kwargs["socket_connect_timeout"], kwargs["retry"]) == (0.1, 0.1, None)
+    pool = client.connection_pool
+    assert (pool.timeout, pool.max_connections) == (0.1, 50)
+    naive = (redis if twin.name == "sync" else redis.asyncio).Redis(port=server.port)
+    assert naive.connection_pool.connection_kwargs["retry"].get_retries() == 10
+    assert naive.connection_pool.connection_kwargs["socket_timeout"] == 5
+
+
+# --- One color only -------------------------------------------------------------------------------
+
+
+async def test_an_event_loop_that_was_blocked_serves_no_old_value_once_it_has_read_its_messages(
+    valkey_url: str,
+) -> None:
+    namespace = uuid.uuid4().hex
+    with multi_level_cache_sync.connect(valkey_url, timeout=5) as client:
+        elsewhere = multi_level_cache_sync.MultiLevelCache(client, namespace=namespace)
+        async with (
+            multi_level_cache.connect(valkey_url, timeout=5) as aclient,
+            multi_level_cache.MultiLevelCache(aclient, namespace=namespace) as cache,
+        ):
+            await cache.set("k", "old")
+            assert await cache.get("k") == await cache.get("k") == "old"
+            elsewhere.set("k", "new")
+            time.sleep(0.3)  # longer than the timeouts and the listener's ping
+            begin = time.monotonic()
+            while await cache.get("k") == "old":
+                await asyncio.sleep(0)
+            assert time.monotonic() - begin < 0.5
+            assert cache.stats()["errors"] == 0
+
+
+async def test_a_cancelled_caller_takes_nobody_with_it(valkey_url: str, db: Any) -> None:
+    namespace, go, loads = uuid.uuid4().hex, asyncio.Event(), list[int]()
+    unhandled: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+
+    async def load() -> str:
+        loads.append(1)
+        await go.wait()
+        if len(loads) == 2:
+            raise ConnectionError("nobody is left to hear this")
+        return "value"
+
+    async with (
+        multi_level_cache.connect(valkey_url, timeout=5) as client,
+        multi_level_cache.MultiLevelCache(client, namespace=namespace) as cache,
+    ):
+        callers = [asyncio.create_task(cache.get_or_load("k", load)) for _ in range(3)]
+        while not loads:
+            await asyncio.sleep(0.001)
+        callers[0].cancel()
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.wait(callers)
+        assert [caller.cancelled() for caller in callers] == [True, False, False]
+        assert [caller.result() for caller in callers[1:]] == ["value", "value"]
+        alone = asyncio.create_task(cache.get_or_load("other", load))
+        go.clear()
+        while len(loads) < 2:
+            await asyncio.sleep(0.001)
+        alone.cancel()
+        await asyncio.wait([alone])
+        del alone  # its traceback holds what it has waited for
+        go.set()
+        while cache._flights:
+            await asyncio.sleep(0.001)
+        go.clear()
+        last = asyncio.create_task(cache.get_or_load("unfinished", load))
+        while len(loads) < 3:
+            await asyncio.sleep(0.001)
+        assert db.exists(f"{namespace}:lease:unfinished")
+    await asyncio.wait([last], timeout=5)
+    assert last.cancelled()  # the end of the block stops what is still being loaded
+    assert not db.exists(f"{namespace}:lease:unfinished")
+    gc.collect()
+    assert unhandled == []
+
+
+async def test_leaving_the_block_ends_though_a_cancellation_gets_lost(valkey_url: str) -> None:
+    lost: list[int] = []
+
+    async def hear(pubsub: Any, tried: asyncio.Event) -> None:
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:  # as asyncio.wait_for of Python 3.11, when its time is up right now
+                lost.append(1)
+                if len(lost) > 1:
+                    raise
+
+    async with multi_level_cache.connect(valkey_url, timeout=5) as client:
+        cache = multi_level_cache.MultiLevelCache(client, namespace="lost")
+        cache._hear = hear  # type: ignore[method-assign]
+        entering = asyncio.create_task(cache.__aenter__())
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            await cache.__aexit__()
+        entering.cancel()
+    assert len(lost) == 2
