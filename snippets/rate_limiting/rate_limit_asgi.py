@@ -7,7 +7,7 @@ import math
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from redis_limiter import Decision, Limit
+from gcra import Decision, Limit
 from redis_limiter_async import AsyncRedisLimiter
 
 App = Callable[[Any, Any, Callable[[MutableMapping[str, Any]], Awaitable[None]]], Awaitable[None]]

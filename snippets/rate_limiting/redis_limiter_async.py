@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from redis import RedisError
 from redis.asyncio import BlockingConnectionPool, Redis
 
-from redis_limiter import LUA, Core, Decision, Limit
+from gcra import LUA, Core, Decision, Limit
 
 
 def connect(url: str, *, timeout: float = 0.05, max_connections: int = 50) -> Redis:

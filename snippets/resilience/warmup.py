@@ -32,7 +32,7 @@ class _Making(Generic[V]):
 _inside: ContextVar[frozenset[_Making[Any]]] = ContextVar("inside", default=frozenset())
 
 
-class Services(Generic[K, V]):
+class AsyncServices(Generic[K, V]):
     """One service a key, made by whoever asks first while all others wait. For one event loop.
 
     After a fork the child begins with none: connections cannot be shared. Raises `ValueError`
@@ -213,7 +213,7 @@ def keys_to_warm(variable: str = "WARM_ON_START") -> list[str]:
     return [key.strip() for key in os.environ.get(variable, "").split(",") if key.strip()]
 
 
-_all: weakref.WeakSet[Services[Any, Any]] = weakref.WeakSet()
+_all: weakref.WeakSet[AsyncServices[Any, Any]] = weakref.WeakSet()
 
 
 def _after_fork() -> None:

@@ -28,7 +28,7 @@ class _Making(Future[Any]):
         self.thread = threading.get_ident()
 
 
-class SyncServices(Generic[K, V]):
+class Services(Generic[K, V]):
     """One service a key, made by the thread that asks first while all others wait.
 
     After a fork the child begins with none: connections cannot be shared. Raises `ValueError`
@@ -224,7 +224,7 @@ def keys_to_warm(variable: str = "WARM_ON_START") -> list[str]:
     return [key.strip() for key in os.environ.get(variable, "").split(",") if key.strip()]
 
 
-_all: weakref.WeakSet[SyncServices[Any, Any]] = weakref.WeakSet()
+_all: weakref.WeakSet[Services[Any, Any]] = weakref.WeakSet()
 
 
 def _after_fork() -> None:

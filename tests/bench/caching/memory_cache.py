@@ -15,7 +15,7 @@ import cachetools
 
 from bench.kit import Plot, Table, compare, ratio_table, version
 from memoize import memoize
-from memoize_async import memoize_async
+from memoize_coroutines import memoize_async
 from memory_cache import TTLCache
 
 OURS, CACHETOOLS = "this pattern", f"{version('cachetools')}, with lock and TTL"

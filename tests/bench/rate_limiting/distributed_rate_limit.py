@@ -12,7 +12,8 @@ import limits.strategies
 import throttled
 
 from bench.kit import Plot, Table, compare, ratio_table, version
-from redis_limiter import Core, Limit, RedisLimiter
+from gcra import Core, Limit
+from redis_limiter import RedisLimiter
 from redis_limiter import connect as connect_sync
 from redis_limiter_async import AsyncRedisLimiter
 from redis_limiter_async import connect as connect_async

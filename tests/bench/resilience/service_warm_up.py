@@ -11,8 +11,8 @@ import async_lru
 import cachetools
 
 from bench.kit import Table, compare, ratio_table, version
-from warmup import Services
-from warmup_sync import SyncServices
+from warmup import AsyncServices
+from warmup_sync import Services
 
 OURS, CALLS = "this pattern", 2000
 
@@ -29,7 +29,7 @@ def hit_async() -> Table:
             return known[key]
 
     getters: dict[str, Callable[[str], Awaitable[str]]] = {
-        OURS: Services(amake).get,
+        OURS: AsyncServices(amake).get,
         "one lock for all keys": locked,
         version("async-lru"): async_lru.alru_cache(amake),
     }
@@ -56,7 +56,7 @@ def hit_sync() -> Table:
             return known[key]
 
     getters: dict[str, Callable[[str], object]] = {
-        OURS: SyncServices(str).get,
+        OURS: Services(str).get,
         "one lock for all keys": locked,
         f"{version('cachetools')}, with lock": cachetools.cached({}, lock=threading.Lock())(str),
         "functools.cache": functools.cache(str),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from memoize import Memoized, memoize
-from memoize_async import MemoizedAsync, memoize_async
+from memoize_coroutines import MemoizedAsync, memoize_async
 from memory_cache import MISSING, Stats
 
 # isort: split

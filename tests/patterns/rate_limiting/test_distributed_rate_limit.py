@@ -24,8 +24,8 @@ import redis.asyncio
 
 import redis_limiter
 import redis_limiter_async
+from gcra import Core, Decision
 from rate_limit_asgi import RateLimitMiddleware, rate_headers
-from redis_limiter import Core
 from redis_limiter_async import AsyncRedisLimiter
 from servers.faults import FaultProxy
 from servers.valkey import Valkey
@@ -36,7 +36,8 @@ import os
 
 import pytest
 
-from redis_limiter import Decision, Limit, RedisLimiter, connect
+from gcra import Limit
+from redis_limiter import RedisLimiter, connect
 
 
 def test_your_third_login_within_a_minute_is_refused() -> None:
@@ -160,7 +161,8 @@ def test_after_exactly_retry_after_the_hit_is_allowed(make: Make) -> None:
 def test_four_processes_at_once_are_granted_the_limit_and_not_one_more(valkey_url: str) -> None:
     program = """
 import sys, time
-from redis_limiter import Limit, RedisLimiter, connect
+from gcra import Limit
+from redis_limiter import RedisLimiter, connect
 limiter = RedisLimiter(connect(sys.argv[1], timeout=10))
 limiter.hit("warm-up", [Limit(1000)])
 print("ready", flush=True)
@@ -416,7 +418,7 @@ def test_a_crash_under_load_is_survived_and_the_limit_holds_again_after_it(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     server, clock = Valkey(), Clock()
-    caplog.set_level(logging.WARNING, "redis_limiter")
+    caplog.set_level(logging.WARNING, "gcra")
     try:
         limiter = make(server.url, timeout=1.0, on_error="local", clock=clock)
         assert not limiter.hit("ann", [SLOW]).degraded
@@ -693,7 +695,7 @@ def test_a_key_from_x_forwarded_for_lets_the_client_choose_its_bucket(valkey_url
 
 
 def test_the_script_is_the_same_for_both_and_the_decision_is_plain_data() -> None:
-    assert vars(redis_limiter_async)["LUA"] is redis_limiter.LUA
+    assert vars(redis_limiter_async)["LUA"] is vars(redis_limiter)["LUA"]
     decision = Decision(True, Limit(1), 0, 0.0, 1.0)
     assert not decision.degraded
     assert json.dumps(decision.remaining) == "0"

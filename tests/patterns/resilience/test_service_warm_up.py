@@ -24,7 +24,7 @@ from warmup import ServicesClosed, keys_to_warm
 # --8<-- [start:own]
 import pytest
 
-from warmup import Services
+from warmup import AsyncServices
 
 
 async def test_your_client_is_made_once_and_closed_once() -> None:
@@ -38,7 +38,7 @@ async def test_your_client_is_made_once_and_closed_once() -> None:
     async def disconnect(client: str) -> None:
         log.append(f"close {client}")
 
-    services = Services(connect, close=disconnect)
+    services = AsyncServices(connect, close=disconnect)
     clients = await asyncio.gather(*(services.get("db") for _ in range(20)))
     assert set(clients) == {"client of db"}
     await services.aclose()
@@ -84,8 +84,8 @@ class Factory:
         service.closed += 1
         self.closed.append(service.key)
 
-    def services(self, **settings: Any) -> Services[Any, Service]:
-        return Services(self.create, **({"prewarm": self.prewarm, "close": self.close} | settings))
+    def services(self, **settings: Any) -> AsyncServices[Any, Service]:
+        return AsyncServices(self.create, **({"prewarm": self.prewarm, "close": self.close} | settings))
 
 
 def on_fake_time(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
@@ -147,7 +147,7 @@ async def test_a_hit_does_not_wait_for_another_key_that_is_being_made() -> None:
 @on_fake_time
 async def test_a_service_without_prewarm_and_close_is_kept_and_dropped() -> None:
     factory = Factory()
-    services = Services(factory.create)
+    services = AsyncServices(factory.create)
     service = await services.get("db")
     await services.aclose()
     assert (service.warmed, service.closed) == (0, 0)
@@ -211,7 +211,7 @@ async def test_a_failure_is_repeated_without_a_call_for_failure_ttl() -> None:
 @pytest.mark.parametrize("wrong", [-1, float("nan")])
 def test_a_failure_ttl_below_zero_is_refused(wrong: float) -> None:
     with pytest.raises(ValueError, match=f"failure_ttl must be 0 or more, not {wrong}"):
-        Services(Factory().create, failure_ttl=wrong)
+        AsyncServices(Factory().create, failure_ttl=wrong)
 
 
 @on_fake_time
@@ -285,7 +285,7 @@ async def test_a_creation_that_does_not_heed_its_cancellation_is_closed_and_not_
             await asyncio.sleep(10)
         return await factory.create(key)
 
-    services = Services(stubborn, close=factory.close)
+    services = AsyncServices(stubborn, close=factory.close)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(services.get("db"), 1)
     newer = await services.get("db")
@@ -382,7 +382,7 @@ async def test_warm_reports_every_key_and_one_that_fails_or_hangs_does_not_stop_
             await asyncio.sleep(3600)
         return await factory.create(key)
 
-    services = Services(create, close=factory.close)
+    services = AsyncServices(create, close=factory.close)
     report = await services.warm(["good", "bad", "hangs", "good"], timeout=2)
     assert list(report) == ["good", "bad", "hangs"]
     assert report["good"] is None
@@ -413,7 +413,7 @@ async def test_a_factory_may_ask_for_other_keys_and_asking_for_its_own_is_an_err
             await asyncio.gather(services.get(need))
         return Service(key)
 
-    services = Services(create)
+    services = AsyncServices(create)
     assert (await services.get("app")).key == "app"
     assert list(services._ready) == ["vault", "db", "app"]
     for key in ("a", "self"):
@@ -433,7 +433,7 @@ async def test_ten_thousand_keys_leave_nothing_behind_but_their_services() -> No
 
 
 def test_another_event_loop_is_refused_even_for_what_is_ready() -> None:
-    services = Services(Factory().create)
+    services = AsyncServices(Factory().create)
     asyncio.run(services.get("db"))
     for key in ("db", "other"):
         with pytest.raises(RuntimeError, match="belong to another event loop: make some for each"):
@@ -446,10 +446,10 @@ def test_after_a_fork_the_child_makes_its_own_and_closes_none_of_its_parent(kind
     program = {
         "warmup": """
 import asyncio, os
-from warmup import Services
+from warmup import AsyncServices
 async def create(key): return os.getpid()
 async def close(service): assert service == os.getpid(), "closed the parent's"
-services = Services(create, close=close)
+services = AsyncServices(create, close=close)
 loop = asyncio.new_event_loop()
 assert loop.run_until_complete(services.get("db")) == os.getpid()
 child = os.fork()
@@ -461,9 +461,9 @@ if child == 0:
 """,
         "warmup_sync": """
 import os
-from warmup_sync import SyncServices
+from warmup_sync import Services
 def close(service): assert service == os.getpid(), "closed the parent's"
-services = SyncServices(lambda key: os.getpid(), close=close)
+services = Services(lambda key: os.getpid(), close=close)
 assert services.get("db") == os.getpid()
 services._lock.acquire()
 child = os.fork()
@@ -607,7 +607,7 @@ async def test_a_crowd_opens_one_pool_of_postgresql_with_the_connections_it_was_
     async def prewarm(pool: psycopg_pool.AsyncConnectionPool[Any]) -> None:
         await pool.open(wait=True, timeout=10)
 
-    services = Services(create, prewarm=prewarm, close=psycopg_pool.AsyncConnectionPool.close)
+    services = AsyncServices(create, prewarm=prewarm, close=psycopg_pool.AsyncConnectionPool.close)
     counting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as watcher:
 
@@ -632,7 +632,7 @@ async def test_a_crowd_opens_one_connection_to_valkey(valkey_url: str) -> None:
     async def prewarm(client: redis.Redis) -> None:
         await client.ping()
 
-    services = Services(create, prewarm=prewarm, close=redis.Redis.aclose)
+    services = AsyncServices(create, prewarm=prewarm, close=redis.Redis.aclose)
     clients = await asyncio.gather(*(services.get("warm-up-proof") for _ in range(50)))
     names = [each["name"] for each in await clients[0].client_list()]
     assert names.count("warm-up-proof") == 1

@@ -16,7 +16,7 @@ import psycopg_pool
 import pytest
 
 import warmup_sync
-from warmup_sync import ServicesClosed, SyncServices, keys_to_warm
+from warmup_sync import ServicesClosed, Services, keys_to_warm
 
 
 class Service:
@@ -53,8 +53,8 @@ class Factory:
         service.closed += 1
         self.closed.append(service.key)
 
-    def services(self, **settings: Any) -> SyncServices[Any, Service]:
-        return SyncServices(self.create, **({"prewarm": self.prewarm, "close": self.close} | settings))
+    def services(self, **settings: Any) -> Services[Any, Service]:
+        return Services(self.create, **({"prewarm": self.prewarm, "close": self.close} | settings))
 
 
 def at_once(count: int, fn: Callable[[], Any]) -> list[Any]:
@@ -104,7 +104,7 @@ def test_functools_cache_and_a_locked_cachetools_make_one_for_each_of_twenty_thr
 
 def test_a_hit_does_not_wait_for_another_key_that_is_being_made() -> None:
     held = Held(Service)
-    services: SyncServices[str, Service] = SyncServices(lambda key: held(key) if key == "slow" else Service(key))
+    services: Services[str, Service] = Services(lambda key: held(key) if key == "slow" else Service(key))
     services.get("ready")
     thread = threading.Thread(target=services.get, args=("slow",))
     thread.start()
@@ -126,7 +126,7 @@ def test_warm_makes_all_keys_at_the_same_time_and_reports_each() -> None:
         together.wait(10)  # so it passes only if the three are made at once
         return Service(key)
 
-    services = SyncServices(create)
+    services = Services(create)
     report = services.warm(["a", "bad", "b", "c", "a"], timeout=10)
     assert list(report) == ["a", "bad", "b", "c"]
     assert repr(report.pop("bad")) == "ConnectionError('refused')"
@@ -135,7 +135,7 @@ def test_warm_makes_all_keys_at_the_same_time_and_reports_each() -> None:
 
 def test_a_key_that_is_not_ready_in_time_is_reported_and_kept_when_it_is() -> None:
     held = Held(Service)
-    services = SyncServices(held)
+    services = Services(held)
     report = services.warm(["slow"], timeout=0.01)
     assert repr(report["slow"]) == "TimeoutError('not ready after 0.01 s')"
     held.go_on.set()
@@ -187,7 +187,7 @@ def test_a_failure_is_repeated_without_a_call_for_failure_ttl() -> None:
 @pytest.mark.parametrize("wrong", [-1, math.nan])
 def test_a_failure_ttl_below_zero_is_refused(wrong: float) -> None:
     with pytest.raises(ValueError, match=f"failure_ttl must be 0 or more, not {wrong}"):
-        SyncServices(Factory().create, failure_ttl=wrong)
+        Services(Factory().create, failure_ttl=wrong)
 
 
 def test_a_prewarm_that_fails_closes_the_half_built_service_once_and_tells_what_failed_first() -> None:
@@ -204,7 +204,7 @@ def test_a_prewarm_that_fails_closes_the_half_built_service_once_and_tells_what_
         with pytest.raises(ConnectionError, match="cold"):
             factory.services(prewarm=fail, close=close).get("db")
     assert [service.closed for service in factory.made] == [1, 1]
-    bare = SyncServices(factory.create)
+    bare = Services(factory.create)
     assert (bare.get("db").warmed, bare.close()) == (0, None)  # type: ignore[func-returns-value]
 
 
@@ -216,7 +216,7 @@ def test_when_the_thread_that_makes_it_is_interrupted_another_makes_it() -> None
 
     held = Held(interrupt)
     creators = iter(list[Callable[[Any], Any]]([held, Service]))
-    services: SyncServices[str, Any] = SyncServices(lambda key: next(creators)(key), failure_ttl=60)
+    services: Services[str, Any] = Services(lambda key: next(creators)(key), failure_ttl=60)
 
     def first() -> None:
         with pytest.raises(SystemExit):
@@ -259,7 +259,7 @@ def test_services_close_in_reverse_order_each_once_and_past_one_that_fails() -> 
 def test_a_creation_under_way_is_awaited_and_closed(how: str, ends: str) -> None:
     factory = Factory(fails=lambda key: None if ends == "well" else ConnectionError())
     held = Held(factory.create)
-    services = SyncServices(held, close=factory.close)
+    services = Services(held, close=factory.close)
 
     def make() -> None:
         with contextlib.suppress(ConnectionError):
@@ -297,7 +297,7 @@ def test_a_factory_may_ask_for_other_keys_and_asking_for_its_own_is_an_error() -
             services.get(need)
         return Service(key)
 
-    services = SyncServices(create)
+    services = Services(create)
     assert services.get("app").key == "app"
     for key in ("a", "self"):
         with pytest.raises(RuntimeError, match=f"the service of '{key}' needs itself"):
@@ -365,7 +365,7 @@ def test_a_crowd_of_threads_opens_one_pool_of_postgresql(database_url: str) -> N
     def prewarm(pool: psycopg_pool.ConnectionPool[Any]) -> None:
         pool.open(wait=True, timeout=10)
 
-    services = SyncServices(create, prewarm=prewarm, close=psycopg_pool.ConnectionPool.close)
+    services = Services(create, prewarm=prewarm, close=psycopg_pool.ConnectionPool.close)
     try:
         pools = at_once(20, lambda: services.get("warm-up-threads"))
         with pools[0].connection() as connection:
