@@ -16,7 +16,7 @@ import psycopg_pool
 import pytest
 
 import warmup_sync
-from warmup_sync import ServicesClosed, Services, keys_to_warm
+from warmup_sync import Services, ServicesClosed, keys_to_warm
 
 
 class Service:
@@ -102,7 +102,7 @@ def test_functools_cache_and_a_locked_cachetools_make_one_for_each_of_twenty_thr
         assert len(factory.made) == 20
 
 
-def test_a_hit_does_not_wait_for_another_key_that_is_being_made() -> None:
+def test_a_hit_does_not_wait_for_another_key_that_is_being_made_under_threads() -> None:
     held = Held(Service)
     services: Services[str, Service] = Services(lambda key: held(key) if key == "slow" else Service(key))
     services.get("ready")
@@ -153,7 +153,7 @@ def test_a_failure_reaches_every_thread_with_a_chain_of_its_own_and_is_not_kept(
     assert factory.calls == ["db", "db"]
 
 
-def test_an_error_that_cannot_be_copied_is_raised_itself() -> None:
+def test_an_error_that_cannot_be_copied_is_raised_itself_under_threads() -> None:
     class OddError(Exception):
         def __init__(self, host: str, *, port: int) -> None:
             super().__init__(f"{host}:{port}")
@@ -163,7 +163,7 @@ def test_an_error_that_cannot_be_copied_is_raised_itself() -> None:
     assert at_once(2, lambda: services.get("db")) == [error, error]
 
 
-def test_a_failure_is_repeated_without_a_call_for_failure_ttl() -> None:
+def test_a_failure_is_repeated_without_a_call_for_failure_ttl_under_threads() -> None:
     clock = 100.0
     factory = Factory(fails=lambda key: ConnectionError(f"{key} refused"))
     services = factory.services(failure_ttl=1.0, clock=lambda: clock)
@@ -185,7 +185,7 @@ def test_a_failure_is_repeated_without_a_call_for_failure_ttl() -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, math.nan])
-def test_a_failure_ttl_below_zero_is_refused(wrong: float) -> None:
+def test_a_failure_ttl_below_zero_is_refused_under_threads(wrong: float) -> None:
     with pytest.raises(ValueError, match=f"failure_ttl must be 0 or more, not {wrong}"):
         Services(Factory().create, failure_ttl=wrong)
 
@@ -233,7 +233,7 @@ def test_when_the_thread_that_makes_it_is_interrupted_another_makes_it() -> None
     assert [type(result) for result in results] == [Service]
 
 
-def test_services_close_in_reverse_order_each_once_and_past_one_that_fails() -> None:
+def test_services_close_in_reverse_order_each_once_and_past_one_that_fails_under_threads() -> None:
     factory = Factory()
 
     def close(service: Service) -> None:
@@ -256,7 +256,7 @@ def test_services_close_in_reverse_order_each_once_and_past_one_that_fails() -> 
 
 @pytest.mark.parametrize("how", ["close", "discard"])
 @pytest.mark.parametrize("ends", ["well", "badly"])
-def test_a_creation_under_way_is_awaited_and_closed(how: str, ends: str) -> None:
+def test_a_creation_under_way_is_awaited_and_closed_under_threads(how: str, ends: str) -> None:
     factory = Factory(fails=lambda key: None if ends == "well" else ConnectionError())
     held = Held(factory.create)
     services = Services(held, close=factory.close)
@@ -279,7 +279,7 @@ def test_a_creation_under_way_is_awaited_and_closed(how: str, ends: str) -> None
     assert services.peek("db") is None
 
 
-def test_a_discarded_service_is_closed_and_made_anew() -> None:
+def test_a_discarded_service_is_closed_and_made_anew_under_threads() -> None:
     factory = Factory()
     services = factory.services()
     services.discard("unknown")
@@ -289,7 +289,7 @@ def test_a_discarded_service_is_closed_and_made_anew() -> None:
     assert services.get("db") is not first
 
 
-def test_a_factory_may_ask_for_other_keys_and_asking_for_its_own_is_an_error() -> None:
+def test_a_factory_may_ask_for_other_keys_and_asking_for_its_own_is_an_error_under_threads() -> None:
     needs = {"app": "db", "db": None, "a": "b", "b": "a", "self": "self"}
 
     def create(key: str) -> Service:
@@ -345,7 +345,7 @@ def test_eight_threads_and_many_keys_make_each_once_and_leave_nothing_behind() -
     assert services._making == {}
 
 
-def test_forgetting_closes_nothing_and_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forgetting_closes_nothing_and_begins_anew_under_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     factory = Factory()
     services = factory.services()
     services.get("db")

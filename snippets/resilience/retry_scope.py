@@ -1,0 +1,158 @@
+"""What a request may still spend on tries, time and depth, passed on with calls and messages."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from distributed_errors import CODES, HOPS, ErrorEnvelope, RemoteError, to_wire
+
+ATTEMPT, DEPTH = "X-Attempt", "X-Call-Depth"
+TIMEOUT = "X-Timeout-Ms"  # what is left, not an instant: clocks of two hosts differ
+ERROR, FAILURES = "X-Error", "X-Failures"  # of a message that failed
+
+
+@dataclass
+class RetryScope:
+    """What one incoming request, or message, may still spend. Times are in seconds.
+
+    Args:
+        service: Our own name.
+        deadline: When the time is up, on `clock`.
+        attempts: The most tries, with the one that came in.
+        attempt: The number of the present try. The retries of all calls within count.
+        depth: How many services it has come through.
+        minimum: With no more time left than this, nothing is begun.
+        clock: Returns seconds that never go back.
+
+    """
+
+    service: str
+    deadline: float
+    attempts: int = 3
+    attempt: int = 1
+    depth: int = 0
+    minimum: float = 0.0
+    clock: Callable[[], float] = time.monotonic
+
+    @classmethod
+    def from_headers(
+        cls,
+        headers: Mapping[str, str],
+        *,
+        service: str,
+        seconds: float,
+        trusted: bool = False,
+        attempts: int = 3,
+        minimum: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> RetryScope:
+        """Return the scope of an incoming request or message, of at most `seconds`.
+
+        Only a `trusted` one, from your own services, tells its attempt and depth. An attempt
+        beyond ours is our last one. What cannot be read counts as not sent.
+        """
+        sent = {name.lower(): value for name, value in headers.items()}
+
+        def number(header: str, default: int) -> int:
+            value = sent.get(header.lower(), "")
+            return int(value) if re.fullmatch("[0-9]{1,15}", value) else default
+
+        left = number(TIMEOUT, 10**15) / 1000
+        attempt, depth = (number(ATTEMPT, 1), number(DEPTH, 0)) if trusted else (1, 0)
+        return cls(
+            service=service,
+            deadline=clock() + min(left, seconds),
+            attempts=attempts,
+            attempt=min(max(attempt, 1), attempts),
+            depth=depth,
+            minimum=minimum,
+            clock=clock,
+        )
+
+    def remaining(self) -> float:
+        """Return the time left, 0 when it is up."""
+        return max(0.0, self.deadline - self.clock())
+
+    def check(self) -> None:
+        """Raise the `RemoteError` to answer with if this must not go on: 504, or 508 (a loop)."""
+        status = 508 if self.depth >= HOPS else 504
+        if status == 508 or self.remaining() <= self.minimum:
+            raise RemoteError(ErrorEnvelope(CODES[status], self.service, status))
+
+    @contextlib.contextmanager
+    def bind(self) -> Iterator[RetryScope]:
+        """Make this the `current_scope()` within a `with` block."""
+        token = _current.set(self)
+        try:
+            yield self
+        finally:
+            _current.reset(token)
+
+
+_current: ContextVar[RetryScope | None] = ContextVar("retry_scope", default=None)
+
+
+def current_scope() -> RetryScope | None:
+    """Return the scope of the request that this code runs for, or None."""
+    return _current.get()
+
+
+def should_retry(err: BaseException, scope: RetryScope) -> bool:
+    """Tell whether to call again, and count it. Ask once a failure, and only where you retry.
+
+    Asking makes this layer the one that retries: the error is marked `exhausted`, so nobody above
+    retries it should it leave this service after all.
+    """
+    if not getattr(err, "retryable", False) or getattr(err, "exhausted", False):
+        return False
+    err.exhausted, err.attempts = True, scope.attempt  # type: ignore[attr-defined]
+    wait = getattr(err, "retry_after", None) or 0.0
+    if scope.attempt >= scope.attempts or scope.remaining() - wait <= scope.minimum:
+        return False
+    scope.attempt += 1
+    return True
+
+
+def outgoing_headers(scope: RetryScope) -> dict[str, str]:
+    """Return the headers of a call: which try it is, how deep, and the milliseconds left.
+
+    Raises `RemoteError` as `scope.check()` does, so that nothing is sent in vain.
+    """
+    scope.check()
+    return message_headers(scope) | {TIMEOUT: str(int(scope.remaining() * 1000))}
+
+
+def message_headers(scope: RetryScope) -> dict[str, str]:
+    """Return the headers of a new message: those of a call but the time, as a message may wait."""
+    return {ATTEMPT: str(scope.attempt), DEPTH: str(scope.depth + 1)}
+
+
+def redelivery(
+    err: BaseException,
+    scope: RetryScope,
+    headers: Mapping[str, str],
+    *,
+    trace_id: str | None = None,
+    allow: Collection[str] = (),
+) -> tuple[bool, dict[str, str]]:
+    """Return whether to deliver a failed message again, else to dead letters, and its headers.
+
+    They carry the number of the next try, the error (as `to_wire` has it) and "service/code" of
+    the last ten. Put them over the message's own `headers`, of which `scope` was made.
+    """
+    again = should_retry(err, scope)
+    _, _, body = to_wire(err, service=scope.service, trace_id=trace_id, allow=allow)
+    error = json.loads(body)
+    before = [said for said in headers.get(FAILURES, "").split(",") if said]
+    return again, {
+        ATTEMPT: str(scope.attempt),
+        DEPTH: str(scope.depth),
+        ERROR: body.decode(),
+        FAILURES: ",".join([*before, f"{error['service']}/{error['code']}"][-HOPS:]),
+    }
