@@ -96,8 +96,13 @@ class Model(RuleBasedStateMachine):
                 assert self.twin.module._unpack(data) == self.truth.get(key, self.twin.MISSING)
 
     def teardown(self) -> None:
-        self.raw.close()
-        self.twin.finish()
+        try:
+            for key in ("a", "b", "c", "d"):  # however it came to this
+                for who in (0, 1):
+                    self.read(key=key, who=who)
+        finally:
+            self.raw.close()
+            self.twin.finish()
 
 
 def test_whatever_happens_nobody_serves_what_a_change_has_replaced(
