@@ -112,4 +112,4 @@ def plots() -> list[Plot]:
         + ", ".join(f"{at:g}" for at, ok, _ in hits if not ok)
         + " s."
     )
-    return [Plot("gcra", alt, draw, size=(7.0, 2.4))]
+    return [Plot("timeline", alt, draw, size=(7.0, 2.4))]
