@@ -55,7 +55,8 @@ def _clone(pattern: read.Pattern, target: Path, number: int) -> None:
     page = re.sub(r"^related:.*\n(?:  - .*\n)*", "related: []\n", page, flags=re.MULTILINE)
     page = re.sub(r"\[([^]]+)\]\([\w./-]+\.md(?:#[\w-]+)?\)", r"\1", page)
     head, body = read.split(page)
-    (folder / f"{pattern.slug}-{ending}.md").write_text(f"---\n{head}\n---\n{renamed(body)}", encoding="utf-8")
+    body = re.sub(rf'((?:measured|plot)\("[\w-]+)_{ending}"', r'\1"', renamed(body))  # tables keep their names
+    (folder / f"{pattern.slug}-{ending}.md").write_text(f"---\n{head}\n---\n{body}", encoding="utf-8")
     files = {Path(m) for m in pattern.modules} | {Path(proof.path) for proof in pattern.proofs}
     files |= {f.relative_to(ROOT) for m in pattern.modules for f in (ROOT / m).parent.glob("__init__.py")}
     for file in files:
