@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import inspect
 import json
-import socket
 import ssl
 from collections.abc import Iterator
 from typing import Any
@@ -312,17 +311,10 @@ class Color:
         self._runner.close()
 
 
-def _serve(app: Any, **options: Any) -> Uvicorn:
-    server = Uvicorn(app, **options)
-    # Inherited by what it accepts. Without it, an answer on a kept connection waits 40 ms for an ACK.
-    server._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return server
-
-
 @pytest.fixture(scope="module")
 def _core() -> Iterator[Core]:
     app = Core()
-    server = _serve(app, lifespan="off")
+    server = Uvicorn(app, lifespan="off")
     app.url = f"{server.url}/graphql"
     yield app
     server.stop()
@@ -337,7 +329,7 @@ def core(_core: Core) -> Core:
 
 @pytest.fixture(scope="module")
 def strawberry_url() -> Iterator[str]:
-    server = _serve(strawberry_app(), log_level="critical")
+    server = Uvicorn(strawberry_app(), log_level="critical")
     yield f"{server.url}/graphql"
     server.stop()
 

@@ -303,8 +303,6 @@ def color(request: pytest.FixtureRequest) -> Iterator[Color]:
 def _served() -> Iterator[Script]:
     script = Script()
     server = Uvicorn(script, lifespan="off")
-    # Inherited by what it accepts. Without it, an answer on a kept connection waits 40 ms for an ACK.
-    server._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     script.url = f"{server.url}/v1"
     yield script
     server.stop()
