@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -41,3 +41,13 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end on a loop with fake time, as `asyncio.run` does."""
     with asyncio.Runner(loop_factory=FakeTimeLoop) as runner:
         return runner.run(main)
+
+
+def on_fake_time(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Make a test of a coroutine function without fixtures; it runs on a loop with fake time."""
+
+    def on_a_loop_of_its_own() -> None:
+        run(test())
+
+    on_a_loop_of_its_own.__name__, on_a_loop_of_its_own.__doc__ = test.__name__, test.__doc__
+    return on_a_loop_of_its_own

@@ -10,7 +10,7 @@ import inspect
 import math
 import random
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import aiodataloader
@@ -78,14 +78,6 @@ def make(bulk: Bulk, **settings: Any) -> Batcher[Any, Any]:
     return Batcher(bulk, **settings)
 
 
-def on_fake_time(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    def run() -> None:
-        fake_loop.run(test())
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
-
-
 # --- what goes together
 
 
@@ -103,7 +95,7 @@ def test_loads_of_one_tick_go_out_in_calls_of_max_size_and_none_is_left_behind(l
     fake_loop.run(main())
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_the_window_opens_with_the_first_key_and_later_ones_do_not_push_it_back() -> None:
     bulk = Bulk()
     batcher, tasks = make(bulk, max_wait=0.010), list[Any]()
@@ -115,7 +107,7 @@ async def test_the_window_opens_with_the_first_key_and_later_ones_do_not_push_it
     assert bulk.instants == pytest.approx([0.010, 0.022])
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_full_window_does_not_wait_and_the_next_one_has_its_own_time() -> None:
     bulk = Bulk()
     batcher, tasks = make(bulk, max_size=2, max_wait=0.010), list[Any]()
@@ -126,7 +118,7 @@ async def test_a_full_window_does_not_wait_and_the_next_one_has_its_own_time() -
     assert bulk.instants == pytest.approx([0.004, 0.018])
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_without_a_wait_the_tasks_that_are_ready_go_together() -> None:
     bulk = Bulk()
     batcher = make(bulk, max_wait=0)
@@ -134,7 +126,7 @@ async def test_without_a_wait_the_tasks_that_are_ready_go_together() -> None:
     assert (bulk.sizes, bulk.instants) == ([5], [0.0])
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_key_that_is_asked_for_twice_is_sent_once_and_fetched_again_in_the_next_window() -> None:
     answers = iter(["first", "second"])
     bulk = Bulk(lambda keys: dict.fromkeys(keys, next(answers)))
@@ -144,7 +136,7 @@ async def test_a_key_that_is_asked_for_twice_is_sent_once_and_fetched_again_in_t
     assert bulk.calls == [["a"], ["a"]]
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_never_more_than_max_concurrent_calls_run() -> None:
     bulk = Bulk(takes=1.0)
     batcher = make(bulk, max_size=1, max_concurrent=3)
@@ -153,7 +145,7 @@ async def test_never_more_than_max_concurrent_calls_run() -> None:
     assert bulk.instants == [0.0] * 3 + [1.0] * 3 + [2.0] * 3 + [3.0]
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_ten_thousand_loads_at_once_are_a_hundred_calls() -> None:
     bulk = Bulk()
     batcher = make(bulk)
@@ -182,13 +174,13 @@ def test_a_setting_out_of_its_range_is_refused(wrong: dict[str, Any]) -> None:
 # --- who gets which answer
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_sequence_answers_in_the_order_of_the_keys() -> None:
     batcher = make(Bulk(lambda keys: tuple(f"value of {key}" for key in keys)))
     assert await batcher.load_many("abca") == [f"value of {key}" for key in "abca"]
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_sequence_of_another_length_is_an_error_for_everybody_in_the_batch_and_for_nobody_else() -> None:
     answers = iter([[1, 2], [1, 2, 3, 4], [1, 2, 3]])
     batcher = make(Bulk(lambda keys: next(answers)))
@@ -208,7 +200,7 @@ def test_an_answer_that_is_neither_mapping_nor_sequence_is_an_error_that_names_i
     fake_loop.run(main())
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_key_that_the_mapping_lacks_is_missing_for_its_callers_only() -> None:
     batcher = make(Bulk(lambda keys: {key: None for key in keys if key != 2} | {"more": 1}))
     answers = await batcher.load_many([1, 2, 2, 3])
@@ -232,7 +224,7 @@ def test_an_exception_among_the_values_fails_its_own_key_only(kind: type) -> Non
     fake_loop.run(main())
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_bulk_call_that_raises_fails_each_of_its_callers_and_not_the_next_batch() -> None:
     down = True
     cause = ConnectionError("refused")
@@ -251,7 +243,7 @@ async def test_a_bulk_call_that_raises_fails_each_of_its_callers_and_not_the_nex
     assert await batcher.load_many([1, 2]) == [1, 2]
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_what_is_no_coroutine_function_or_raises_odd_things_leaves_nobody_waiting() -> None:
     class Broken(collections.UserDict[Any, Any]):
         def __iter__(self) -> Any:
@@ -266,7 +258,7 @@ async def test_what_is_no_coroutine_function_or_raises_odd_things_leaves_nobody_
             await asyncio.wait_for(make(fn).load(1), 5)
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_an_unhashable_key_is_a_type_error_before_anything_is_queued() -> None:
     bulk = Bulk()
     batcher: Batcher[Any, Any] = make(bulk)
@@ -281,7 +273,7 @@ async def test_an_unhashable_key_is_a_type_error_before_anything_is_queued() -> 
 # --- leaving
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_who_is_cancelled_does_not_harm_the_others() -> None:
     for when in (0.0, 0.006):  # in the window, and during the call
         bulk = Bulk(takes=0.1)
@@ -293,7 +285,7 @@ async def test_who_is_cancelled_does_not_harm_the_others() -> None:
         assert tasks[0].cancelled()
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_key_that_nobody_waits_for_any_more_is_not_sent() -> None:
     bulk = Bulk()
     batcher = make(bulk)
@@ -312,7 +304,7 @@ async def test_a_key_that_nobody_waits_for_any_more_is_not_sent() -> None:
     assert bulk.calls == [[2]]
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_bulk_call_that_never_returns_does_not_take_the_callers_timeouts_away() -> None:
     never = asyncio.Event()
 
@@ -328,7 +320,7 @@ async def test_a_bulk_call_that_never_returns_does_not_take_the_callers_timeouts
     await batcher.aclose()
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_closing_sends_what_is_queued_waits_for_it_and_refuses_the_rest() -> None:
     bulk = Bulk(takes=1.0)
     batcher = make(bulk, max_wait=60)
@@ -431,7 +423,7 @@ class NaiveBatcher:
             future.set_result(value)
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_flush_inside_the_caller_who_filled_the_batch_is_cancelled_with_that_caller() -> None:
     async def hanging(load: Callable[[int], Awaitable[Any]]) -> int:
         tasks = [asyncio.ensure_future(load(key)) for key in (1, 2, 3)]
@@ -450,7 +442,7 @@ async def test_a_flush_inside_the_caller_who_filled_the_batch_is_cancelled_with_
     assert await hanging(make(Bulk(answer, takes=1.0), max_size=3).load) == 0
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_one_cancelled_caller_gives_the_others_an_invalid_state_error_and_here_it_does_not() -> None:
     async def outcome(load: Callable[[int], Awaitable[Any]]) -> list[Any]:
         tasks = [asyncio.ensure_future(load(key)) for key in (1, 2, 3)]
@@ -468,7 +460,7 @@ async def test_one_cancelled_caller_gives_the_others_an_invalid_state_error_and_
     assert await outcome(make(Bulk(takes=1.0), max_size=3).load) == [None, 4, 6]
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_pairing_by_position_hands_a_record_to_the_wrong_user_and_pairing_by_key_does_not() -> None:
     records = {1: "record of 1", 3: "record of 3"}
 
@@ -524,7 +516,7 @@ async def test_a_loader_that_keeps_failures_fails_a_key_for_ever_and_this_one_as
     assert await ours.load(1) == "fine"
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_shared_exception_grows_a_tangled_traceback_and_one_for_each_does_not() -> None:
     shared = ConnectionError("refused")
 

@@ -44,14 +44,6 @@ async def test_your_worker_finishes_its_message_and_takes_no_new_one() -> None:
 # --8<-- [end:own]
 
 
-def on_fake_time(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    def run() -> None:
-        fake_loop.run(test())
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
-
-
 def now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -92,7 +84,7 @@ def test_a_signal_drains_at_once_and_reaches_the_server_after_the_delay(number: 
     fake_loop.run(main())
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_stop_without_a_signal_makes_it_not_ready_and_ends_streams_and_consumers() -> None:
     lifecycle = lifecycle_of(grace=0)
     lifecycle.track(asyncio.sleep(3600), "endless")
@@ -103,7 +95,7 @@ async def test_a_stop_without_a_signal_makes_it_not_ready_and_ends_streams_and_c
         report.reason = "other"  # type: ignore[misc]
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_only_the_signals_given_are_handled_and_one_without_a_handler_is_no_error() -> None:
     lifecycle = lifecycle_of(drain_delay=0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -114,7 +106,7 @@ async def test_only_the_signals_given_are_handled_and_one_without_a_handler_is_n
     await asyncio.wait_for(lifecycle.wait_closing(), 1)
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_the_second_signal_is_left_to_the_system() -> None:
     lifecycle = lifecycle_of()
     lifecycle.install_signals(signal.SIGINT)
@@ -128,7 +120,7 @@ async def test_the_second_signal_is_left_to_the_system() -> None:
     assert raised == [(signal.SIGINT, signal.SIG_DFL)]
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_after_the_stop_the_signals_have_their_former_handlers() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
@@ -142,7 +134,7 @@ async def test_after_the_stop_the_signals_have_their_former_handlers() -> None:
 # --- tasks
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_tracked_tasks_have_the_grace_time_and_what_is_cancelled_is_reported_by_name() -> None:
     lifecycle, finished = lifecycle_of(grace=2.0), list[str]()
 
@@ -158,7 +150,7 @@ async def test_tracked_tasks_have_the_grace_time_and_what_is_cancelled_is_report
     assert now() == pytest.approx(2.0)
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_the_grace_time_begins_when_the_drain_is_over_and_not_when_stop_is_called() -> None:
     lifecycle = lifecycle_of(drain_delay=5.0, grace=20.0)
     lifecycle.install_signals()
@@ -170,7 +162,7 @@ async def test_the_grace_time_begins_when_the_drain_is_over_and_not_when_stop_is
     assert now() == pytest.approx(25.0, abs=0.01)
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_task_that_swallows_its_cancellation_does_not_keep_the_process_from_ending() -> None:
     lifecycle = lifecycle_of(grace=1.0)
 
@@ -197,7 +189,7 @@ async def test_a_task_that_swallows_its_cancellation_does_not_keep_the_process_f
     task.cancel()
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_tracked_task_is_kept_until_it_ends_and_its_failure_is_logged() -> None:
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
@@ -223,7 +215,7 @@ async def test_a_tracked_task_is_kept_until_it_ends_and_its_failure_is_logged() 
     assert isinstance(records[0].exc_info[1], ValueError)
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_nothing_is_started_once_the_process_is_stopping() -> None:
     lifecycle = lifecycle_of(grace=1.0)
     lifecycle.track(asyncio.sleep(0.5), "running")
@@ -237,7 +229,7 @@ async def test_nothing_is_started_once_the_process_is_stopping() -> None:
 # --- callbacks
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_callbacks_run_in_reverse_order_each_once_and_past_one_that_fails() -> None:
     lifecycle, order = lifecycle_of(), list[str]()
 
@@ -258,7 +250,7 @@ async def test_callbacks_run_in_reverse_order_each_once_and_past_one_that_fails(
     assert (await lifecycle.stop("later")).reason == "SIGTERM"
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_hung_callback_leaves_the_others_their_turn_and_all_end_in_time() -> None:
     lifecycle, order = lifecycle_of(grace=2.0), list[str]()
 
@@ -277,7 +269,7 @@ async def test_a_hung_callback_leaves_the_others_their_turn_and_all_end_in_time(
     assert now() <= 2.0 + 1.0 + 0.01
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_caller_of_stop_who_is_cancelled_does_not_interrupt_it() -> None:
     lifecycle, order = lifecycle_of(), list[str]()
 
@@ -302,7 +294,7 @@ async def numbers(pause: float) -> AsyncIterator[int]:
         yield number
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_consumer_ends_with_the_signal_and_a_stream_with_the_drain() -> None:
     lifecycle, ends = lifecycle_of(drain_delay=5.0), dict[str, float]()
     lifecycle.install_signals()
@@ -322,7 +314,7 @@ async def test_a_consumer_ends_with_the_signal_and_a_stream_with_the_drain() -> 
     assert ends == {"consumer": pytest.approx(1.0, abs=0.01), "stream": pytest.approx(6.0, abs=0.01)}
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_items_come_as_the_source_gives_them_and_its_end_and_its_errors_too() -> None:
     lifecycle = lifecycle_of()
 
@@ -340,7 +332,7 @@ async def test_items_come_as_the_source_gives_them_and_its_end_and_its_errors_to
     assert [item async for item in lifecycle.until_draining(source())] == []
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_an_item_that_arrives_in_spite_of_the_end_is_not_lost() -> None:
     lifecycle, queue = lifecycle_of(), asyncio.Queue[str]()
 
@@ -363,7 +355,7 @@ async def test_an_item_that_arrives_in_spite_of_the_end_is_not_lost() -> None:
     assert await reading == ["taken from the broker just now"]
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_reader_who_is_cancelled_leaves_no_task_behind() -> None:
     lifecycle = lifecycle_of()
 

@@ -16,8 +16,8 @@ import psycopg
 import psycopg_pool
 import redis.asyncio as redis
 
-import fake_loop
 import warmup
+from fake_loop import on_fake_time
 from warmup import ServicesClosed, keys_to_warm
 
 # isort: split
@@ -86,14 +86,6 @@ class Factory:
 
     def services(self, **settings: Any) -> AsyncServices[Any, Service]:
         return AsyncServices(self.create, **({"prewarm": self.prewarm, "close": self.close} | settings))
-
-
-def on_fake_time(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    def run() -> None:
-        fake_loop.run(test())
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
 
 
 def now() -> float:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import contextvars
 import math
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import httpx2
@@ -15,14 +14,6 @@ import pytest
 import fake_loop
 from deadline import HEADER, Deadline, DeadlineExceeded, current_deadline
 from servers.http import Uvicorn
-
-
-def on_fake_time(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    def run() -> None:
-        fake_loop.run(test())
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
 
 
 def now() -> float:
@@ -37,7 +28,7 @@ def after(seconds: float, name: str = "request") -> Deadline:
 # --- the scope
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_deadline_of_one_second_ends_the_third_of_three_calls() -> None:
     done = 0
     with pytest.raises(DeadlineExceeded, match="the deadline 'request' has passed") as failure:  # noqa: PT012
@@ -50,7 +41,7 @@ async def test_a_deadline_of_one_second_ends_the_third_of_three_calls() -> None:
     assert failure.value.name == "request"
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_what_is_done_in_time_is_not_disturbed_and_leaves_no_deadline_behind() -> None:
     deadline = after(1.0)
     async with deadline.scope() as inside:
@@ -60,7 +51,7 @@ async def test_what_is_done_in_time_is_not_disturbed_and_leaves_no_deadline_behi
     await asyncio.sleep(5)
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_an_expired_deadline_calls_nothing() -> None:
     for deadline in (after(0), after(-1)):
         with pytest.raises(DeadlineExceeded):
@@ -72,7 +63,7 @@ async def test_an_expired_deadline_calls_nothing() -> None:
     assert current_deadline() is None
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_deadline_passes_at_its_instant_and_not_before() -> None:
     deadline = after(1.0)
     await asyncio.sleep(0.5)
@@ -84,7 +75,7 @@ async def test_a_deadline_passes_at_its_instant_and_not_before() -> None:
         deadline.check()
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_child_is_never_later_than_its_parent() -> None:
     parent = after(1.0)
     assert parent.child(5.0, name="slow call") is parent
@@ -110,7 +101,7 @@ def test_of_nested_scopes_the_earliest_wins_and_is_named(outer: float, inner: fl
     fake_loop.run(main())
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_timeout_error_of_the_body_and_a_cancellation_from_outside_are_not_the_deadline() -> None:
     with pytest.raises(TimeoutError, match="the body's own"):
         async with after(1.0).scope():
@@ -134,7 +125,7 @@ async def test_a_timeout_error_of_the_body_and_a_cancellation_from_outside_are_n
             raise ValueError("bug")
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_body_that_swallows_the_cancellation_is_noticed_where_asyncio_timeout_is_silent() -> None:
     async def stubborn() -> str:
         with contextlib.suppress(asyncio.CancelledError):
@@ -149,7 +140,7 @@ async def test_a_body_that_swallows_the_cancellation_is_noticed_where_asyncio_ti
             await stubborn()
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_timeouts_of_each_call_add_up_and_a_deadline_does_not() -> None:
     async def hop() -> None:
         await asyncio.sleep(60)
@@ -173,7 +164,7 @@ async def test_timeouts_of_each_call_add_up_and_a_deadline_does_not() -> None:
     assert now() - begun == pytest.approx(2)
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_fallback_for_one_slow_call_does_not_take_the_deadline_for_it() -> None:
     async def fallback() -> str:
         await asyncio.sleep(3)  # work of its own
@@ -204,7 +195,7 @@ async def test_a_fallback_for_one_slow_call_does_not_take_the_deadline_for_it() 
     assert now() == pytest.approx(5.0)
 
 
-@on_fake_time
+@fake_loop.on_fake_time
 async def test_a_task_and_a_thread_within_the_scope_know_the_deadline() -> None:
     async def child() -> Deadline | None:
         return current_deadline()

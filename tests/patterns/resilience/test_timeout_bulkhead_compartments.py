@@ -8,13 +8,13 @@ import contextvars
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import fake_loop
 from bulkhead import Stats
 from deadline import Deadline, DeadlineExceeded, current_deadline
+from fake_loop import on_fake_time
 
 # isort: split
 # --8<-- [start:own]
@@ -42,14 +42,6 @@ async def test_your_service_refuses_the_call_that_does_not_fit_and_works_again_a
 
 
 # --8<-- [end:own]
-
-
-def on_fake_time(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    def run() -> None:
-        fake_loop.run(test())
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
 
 
 def now() -> float:
