@@ -54,17 +54,19 @@ def _pattern_with(modules: int) -> read.Pattern:
     return next(p for p in CATALOG.patterns if len(p.modules) >= modules)
 
 
-def test_search_finds_what_readers_mean_and_fast(browser: Any, address: str) -> None:
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    try:
-        outcomes = searching.ask(page, address, searching.queries())
-    finally:
-        page.close()
+def test_search_finds_what_readers_mean(page: Any, address: str) -> None:
+    outcomes = searching.ask(page, address, searching.queries())
     missed = [f"{o.rank or '-'}  {o.query!r} wants {o.wanted}, got {o.found[:3]}" for o in outcomes if o.rank != 1]
     assert len(outcomes) >= 60
     assert searching.success(outcomes, 1) >= 0.90, "\n".join(missed)
     assert searching.success(outcomes, 3) >= 0.98, "\n".join(missed)
-    assert statistics.median(outcome.milliseconds for outcome in outcomes) < 100
+
+
+def test_what_is_typed_is_answered_as_the_search_answers_and_fast(page: Any, address: str) -> None:
+    some = searching.queries()[::10]
+    typed, asked = searching.type_in(page, address, some), searching.ask(page, address, some)
+    assert [outcome.found[:5] for outcome in typed] == [outcome.found[:5] for outcome in asked]
+    assert statistics.median(outcome.milliseconds for outcome in typed) < 100
 
 
 def test_every_pattern_has_queries_of_its_own() -> None:
@@ -74,12 +76,8 @@ def test_every_pattern_has_queries_of_its_own() -> None:
     assert set(wanted) == {pattern.id for pattern in CATALOG.patterns}
 
 
-def test_every_alias_finds_its_page(browser: Any, address: str) -> None:
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    try:
-        found = searching.ask(page, address, [(alias, p.id) for p in CATALOG.current for alias in p.meta.aliases])
-    finally:
-        page.close()
+def test_every_alias_finds_its_page(page: Any, address: str) -> None:
+    found = searching.ask(page, address, [(alias, p.id) for p in CATALOG.current for alias in p.meta.aliases])
     missed = [(outcome.query, outcome.found[:3]) for outcome in found if not 1 <= outcome.rank <= 3]
     assert not missed
     assert searching.success(found, 1) >= 0.9

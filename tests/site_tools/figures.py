@@ -90,7 +90,7 @@ def main() -> None:
         server, address = serving.serve(folder / "site")
         with serving.launch() as browser:
             page = browser.new_page(viewport={"width": 1280, "height": 900})
-            outcomes = searching.ask(page, address, searching.queries())
+            outcomes = searching.type_in(page, address, searching.queries())
         server.shutdown()
         first = statistics.median(outcome.milliseconds for outcome in outcomes)
         rows.append((f"search success@1 over {len(outcomes)} queries", f"{searching.success(outcomes, 1):.0%}", "90 %"))
