@@ -50,6 +50,19 @@ def _clipboard(page: Any) -> str:
     return text
 
 
+def _copies_exactly_its_files(page: Any, pattern: read.Pattern, site: Path) -> None:
+    for module in pattern.modules:
+        source = (read.ROOT / module).read_text(encoding="utf-8")
+        page.locator(f'[data-copy$="{module}"]').click()
+        page.wait_for_function(
+            "(name) => document.querySelector(`[data-copy$='${name}']`).textContent === 'Copied'", arg=module
+        )
+        assert _clipboard(page) == source
+    page.locator('[data-copy$=".md"]').click()
+    page.locator('[data-copy$=".md"]', has_text="Copied").wait_for()
+    assert _clipboard(page) == (site / f"{pattern.url.rstrip('/')}.md").read_text(encoding="utf-8")
+
+
 def _pattern_with(modules: int) -> read.Pattern:
     return next(p for p in CATALOG.patterns if len(p.modules) >= modules)
 
@@ -140,22 +153,6 @@ def test_the_table_is_whole_without_javascript(browser: Any, address: str) -> No
         context.close()
 
 
-@pytest.mark.parametrize("pattern", CATALOG.patterns, ids=lambda p: p.id)
-def test_copying_gives_exactly_the_file(pattern: read.Pattern, page: Any, address: str, site: Path) -> None:
-    page.goto(address + pattern.url)
-    for module in pattern.modules:
-        source = (read.ROOT / module).read_text(encoding="utf-8")
-        page.locator(f'[data-copy$="{module}"]').click()
-        page.wait_for_function(
-            "(name) => document.querySelector(`[data-copy$='${name}']`).textContent === 'Copied'", arg=module
-        )
-        assert _clipboard(page) == source
-    button = page.locator('[data-copy$=".md"]')
-    button.click()
-    page.locator('[data-copy$=".md"]', has_text="Copied").wait_for()
-    assert _clipboard(page) == (site / f"{pattern.url.rstrip('/')}.md").read_text(encoding="utf-8")
-
-
 def test_the_button_on_a_block_copies_exactly_the_file(page: Any, address: str) -> None:
     pattern = CATALOG.patterns[0]
     page.goto(address + pattern.url)
@@ -207,11 +204,14 @@ def test_the_palette_switches_and_is_remembered(page: Any, address: str) -> None
 
 
 @pytest.mark.parametrize("where", EVERY_PAGE)
-def test_a_phone_shows_every_page_without_sideways_scroll_and_its_drawings_readably(
-    where: str, page: Any, address: str
+def test_every_page_copies_exactly_its_files_and_fits_a_phone_with_drawings_that_can_be_read(
+    where: str, page: Any, address: str, site: Path
 ) -> None:
     page.set_viewport_size(PHONE)
     page.goto(address + where)
+    pattern = next((pattern for pattern in CATALOG.patterns if pattern.url == where), None)
+    if pattern:
+        _copies_exactly_its_files(page, pattern, site)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     drawings = page.locator(".pp-diagram svg, svg.pp-plot")
     assert drawings.count() >= 1 or where not in {pattern.url for pattern in CATALOG.patterns}
