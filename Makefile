@@ -11,10 +11,11 @@ RUN := $(VENV)/bin/python
 WORKERS ?= auto
 PATTERN ?=
 ADDR ?= 127.0.0.1:8000
-LOCK := uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11.5 --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet
+LOCK := uv pip compile pyproject.toml --universal --generate-hashes --no-strip-extras --python-version 3.11.5 --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet
 
 export NO_MKDOCS_2_WARNING := 1
-export PYTHONDONTWRITEBYTECODE := 1
+# Compiled once for all runs, and not beside the sources: pytest compiles the proofs in every process otherwise.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/bytecode
 export MYPYPATH := docs:tests:$(subst $(eval ) ,:,$(wildcard snippets/*))
 
 .PHONY: help

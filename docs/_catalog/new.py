@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -107,6 +108,8 @@ def start(name: str, root: Path = ROOT) -> list[Path]:
     folder, module = folder_of(category), slug.replace("-", "_")
     if module in sys.stdlib_module_names or module == "index":
         raise CatalogError([f"a module {module!r} would hide Python's own; choose another slug"])
+    if importlib.util.find_spec(module) is not None:
+        raise CatalogError([f"a module {module!r} would hide an installed package of that name; choose another slug"])
     page = root / "docs" / "patterns" / category / f"{slug}.md"
     code = root / "snippets" / folder / f"{module}.py"
     proof = root / "tests" / "patterns" / folder / f"test_{module}.py"
