@@ -28,12 +28,11 @@ _TEMPLATE: dict[str, Any] = {
     "comment_start_string": "{##",
     "comment_end_string": "##}",
 }
-#: Sections whose text answers a question a reader types; the others would only repeat code and names.
-SEARCHED = {"when-to-use-it", "how-it-works", "gotchas"}
 #: Pages that only list others: a search would find them for everything.
 UNSEARCHED = ("find/", "about/status/")
 
 _WHOLE = re.MULTILINE | re.DOTALL
+_SECTION = re.compile(r"^## .*? \{#(?P<id>[\w-]+)\}\n(?P<text>.*?)(?=^## |\Z)", _WHOLE)
 _PREFORMATTED = re.compile(r"(<pre\b.*?</pre>|<script\b.*?</script>|<textarea\b.*?</textarea>)", re.DOTALL)
 _UNNAMED = re.compile(
     r'(<nav class="md-nav" data-md-level="\d" )aria-labelledby="(__nav_[\d_]+)_label"([^>]*>)'
@@ -198,24 +197,24 @@ def tune(catalog: Catalog, index: dict[str, Any]) -> dict[str, Any]:
 
 
 def entries(catalog: Catalog, pattern: Pattern) -> list[dict[str, Any]]:
-    """Return the search entries of a pattern: the page, and the sections that answer a question in words."""
+    """Return the search entries of a pattern: the page with its danger in a paragraph, and the headings of its gotchas.
+
+    More of the text was measured to find no more of what readers ask for, and doubled what every search loads.
+    """
+    sections = {m["id"]: m["text"] for m in _SECTION.finditer(pattern.body)}
+    danger = _plain(sections["when-to-use-it"].strip().partition("\n\n")[0])
+    need = html.escape(pattern.meta.need, quote=False)
     names = " ".join(names_of(catalog, pattern))
-    found: list[dict[str, Any]] = [
+    gotchas = _plain(" ".join(re.findall(r"^### (.*)$", sections["gotchas"], re.MULTILINE)))
+    return [
         {
             "location": pattern.url,
             "title": pattern.meta.title,
-            "text": f"<p>{html.escape(pattern.meta.need, quote=False)} {names}</p>",
+            "text": f"<p>{need} {danger}</p> <p>{names}</p>",
             "tags": [pattern.meta.title, *pattern.meta.aliases],
-        }
+        },
+        {"location": f"{pattern.url}#gotchas", "title": read.SECTIONS["gotchas"], "text": f"<p>{gotchas}</p>"},
     ]
-    for match in re.finditer(r"^## (?P<title>.*?) \{#(?P<id>[\w-]+)\}\n(?P<text>.*?)(?=^## |\Z)", pattern.body, _WHOLE):
-        if match["id"] in SEARCHED:
-            text = match["text"]
-            if match["id"] == "gotchas":  # their headings name the dangers; their text is too much of everything
-                text = " ".join(re.findall(r"^### (.*)$", text, re.MULTILINE))
-            location, title = f"{pattern.url}#{match['id']}", match["title"]
-            found.append({"location": location, "title": title, "text": f"<p>{_plain(text)}</p>"})
-    return found
 
 
 def names_of(catalog: Catalog, pattern: Pattern) -> list[str]:

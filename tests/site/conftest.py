@@ -29,7 +29,7 @@ def build(root: Path, site: Path, **env: str) -> subprocess.CompletedProcess[str
     return subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)],
         cwd=root,
-        env={**os.environ, "STRICT": "true", "NO_MKDOCS_2_WARNING": "1", "PYTHONDONTWRITEBYTECODE": "1", **env},
+        env={**os.environ, "STRICT": "true", "NO_MKDOCS_2_WARNING": "1", **env},
         capture_output=True,
         text=True,
         check=False,

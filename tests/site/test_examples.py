@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,12 +69,24 @@ def _smtp(request: pytest.FixtureRequest) -> dict[str, str]:
     }
 
 
+@pytest.fixture
+def same_logging() -> Iterator[None]:
+    """Take back what an example does to the root logger: its handlers are pytest's, and every later test's."""
+    root = logging.getLogger()
+    level, handlers, filters = root.level, list(root.handlers), [list(handler.filters) for handler in root.handlers]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+    for handler, its in zip(handlers, filters, strict=True):
+        handler.filters[:] = its
+
+
 _SERVICES = {"postgresql": _postgresql, "valkey": _valkey, "smtp": _smtp}
 _groups: dict[tuple[Path, str], dict[str, Any]] = {}
 
 
 @pytest.mark.parametrize("example", _examples(), ids=_name)
-def test_example(example: CodeExample, eval_example: EvalExample, services: None) -> None:
+def test_example(example: CodeExample, eval_example: EvalExample, services: None, same_logging: None) -> None:
     settings = example.prefix_settings()
     if settings.get("test") == "skip":
         assert settings.get("reason"), f'{_name(example)}: a skipped example must say why: reason="..."'

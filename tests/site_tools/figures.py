@@ -17,7 +17,7 @@ from _catalog import read
 from servers._process import free_port
 from site_tools import html, searching, serving, trees
 
-ENV = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+ENV = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
 
 
 def build(root: Path, site: Path) -> float:

@@ -43,7 +43,7 @@ def _clone(pattern: read.Pattern, target: Path, number: int) -> None:
     names = {Path(m).stem if len(Path(m).parts) == 3 else Path(m).parent.name for m in pattern.modules}
     slug_ = pattern.slug.replace("-", "_")
 
-    words = "|".join(sorted(names | {slug_}, key=len, reverse=True))
+    words = "|".join(sorted(names, key=len, reverse=True))
     # A proof may be several files: test_slug.py, test_slug_faults.py.
     own = re.compile(rf"(?<![\w-])(?:{words})(?![\w-])|\btest_{slug_}(?=[_.])")
 

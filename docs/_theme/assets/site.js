@@ -28,6 +28,21 @@ document.addEventListener("click", (event) => {
   if (code) setTimeout(() => navigator.clipboard.writeText(code.textContent))
 })
 
+/* The search completes every word, so that an "a" stands for all words that begin with it. The little words of a
+   question are left out, as the index leaves them out. A part in quotation marks is left as it is. */
+const little = new Set(("a about after all am an and any are as at be because been but by can could did do does for from " +
+  "had has have how i if in into is it its just me my of off on only or our own should since so some than that the " +
+  "their them then there these they this to too us was we were what when where which while who why will with would " +
+  "you your").split(" "))
+const post = Worker.prototype.postMessage
+Worker.prototype.postMessage = function (message, ...rest) {
+  if (message?.type === 2 && !message.data.includes('"')) { // a query to the theme's search
+    const words = message.data.split(/\s+/).filter((word) => !little.has(word.toLowerCase()))
+    message = { ...message, data: words.join(" ") || message.data }
+  }
+  return post.call(this, message, ...rest)
+}
+
 /* The theme adds a navigation landmark to each block of code as it scrolls into view, all of them without a name. */
 let blocks = 0
 const name = () => {
