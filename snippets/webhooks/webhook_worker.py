@@ -107,7 +107,7 @@ class Worker:
         # If it kills us as well, it does so without other lost ones: each such loss is an attempt,
         # and a job that kills would take its neighbors with it to the dead.
         more = self._lost is None or self._lost.done()
-        block = min(self._poll, 0.05) if self._recovering else self._poll
+        block = min(self._poll, 0.02) if self._recovering else self._poll
         try:
             jobs = await self._queue.take(free, block=block, lost=more)
         except QueueUnavailable as error:
@@ -164,7 +164,8 @@ class Worker:
                 return asyncio.CancelledError() if task.cancelled() else task.result()
             task.cancel()
             # A handler that swallows its cancellation is left behind, and must not hold the slot.
-            await asyncio.wait({task}, timeout=(self._queue.visibility - self._timeout) / 2)
+            patience = min(1.0, (self._queue.visibility - self._timeout) / 2)
+            await asyncio.wait({task}, timeout=patience)
             return TimeoutError()
         finally:
             task.cancel()

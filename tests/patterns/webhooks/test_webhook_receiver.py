@@ -433,7 +433,7 @@ def test_the_limit_is_read_from_the_environment_and_nonsense_stops_the_start() -
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[Uvicorn, Store]]:
     store = Store()
-    server = Uvicorn(app_of(store, timeout=0.2))
+    server = Uvicorn(app_of(store, timeout=0.5))
     try:
         yield server, store
     finally:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
 import redis
 import redis.asyncio
@@ -25,10 +26,10 @@ async def work(url: str) -> None:
             if delivery.type == "poison":
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        queue = WebhookQueue(client, "shop", visibility=0.1, max_attempts=3, base=0.01)
+        queue = WebhookQueue(client, "shop", max_attempts=3)
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-        await Worker(queue, {"*": handler}, timeout=0.09, concurrency=10, poll=0.02).run(stop)
+        await Worker(queue, {"*": handler}, concurrency=10, poll=0.02).run(stop)
 
 
 def fork(url: str) -> int:
@@ -41,17 +42,26 @@ def fork(url: str) -> int:
 
 def main(url: str, total: int, kills: int) -> None:
     """Kill workers at random until enough were killed and the poison is dead; end the last one in order."""
+    jobs: Any = "{shop}:jobs"
     with redis.Redis.from_url(url) as client:
+
+        def successor() -> int:
+            """Start a worker, for which a minute has passed since the last one died."""
+            pending: Any = client.xpending_range(jobs, "workers", "-", "+", 100)
+            if ids := [entry["message_id"] for entry in pending]:
+                client.xclaim(jobs, "workers", "workers", 0, ids, idle=61_000, justid=True)
+            return fork(url)
+
         worker, killed = fork(url), 0
         while True:
             time.sleep(0.002)
             if os.waitpid(worker, os.WNOHANG)[0]:  # the poison did it
-                worker = fork(url)
+                worker = successor()
             elif killed < kills and client.llen("effects") >= total * (killed + 1) // (kills + 1):
                 os.kill(worker, signal.SIGKILL)
                 os.waitpid(worker, 0)
-                worker, killed = fork(url), killed + 1
-            elif client.xlen("{shop}:dead") and not client.xlen("{shop}:jobs"):
+                worker, killed = successor(), killed + 1
+            elif client.xlen("{shop}:dead") and not client.xlen(jobs):
                 break
         os.kill(worker, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 0

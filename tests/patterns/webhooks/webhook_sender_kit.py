@@ -69,7 +69,8 @@ class Customer:
                 bomb = gzip.compress(bytes(20_000_000))
                 return Response(bomb, headers={"content-encoding": "gzip"})
             case _:
-                await asyncio.sleep(0.5)
+                while not await request.is_disconnected():
+                    await asyncio.sleep(0.02)
                 return Response()
 
     async def _stream(self, what: str) -> AsyncIterator[bytes]:
