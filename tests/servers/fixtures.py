@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from urllib.parse import urlsplit
 
@@ -40,9 +41,8 @@ def postgres_url() -> Iterator[str]:
             own.stop()
 
 
-@pytest.fixture
-def database_url(postgres_url: str) -> Iterator[str]:
-    """Address of an empty database of this test's own, dropped afterwards."""
+@contextmanager
+def _empty_database(postgres_url: str) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(postgres_url, autocommit=True) as admin:
         admin.execute(f'create database "{name}"')
@@ -50,6 +50,23 @@ def database_url(postgres_url: str) -> Iterator[str]:
             yield _with_database(postgres_url, name)
         finally:
             admin.execute(f'drop database "{name}" with (force)')
+
+
+@pytest.fixture
+def database_url(postgres_url: str) -> Iterator[str]:
+    """Address of an empty database of this test's own, dropped afterwards."""
+    with _empty_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def module_database_url(postgres_url: str) -> Iterator[str]:
+    """Address of one database for all tests of a file: making one takes longer than most of them.
+
+    It is empty for the first. Each empties its tables, or works under keys that no other test has.
+    """
+    with _empty_database(postgres_url) as url:
+        yield url
 
 
 def _with_database(url: str, name: str) -> str:

@@ -16,7 +16,6 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -35,12 +34,8 @@ INVALID = r"^this link is not valid, or not any more$"
 
 
 @pytest.fixture(scope="module")
-def url(postgres_url: str) -> Iterator[str]:
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f'create database "{name}"'.encode())
-        yield urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
-        admin.execute(f'drop database "{name}" with (force)'.encode())
+def url(module_database_url: str) -> str:
+    return module_database_url
 
 
 @pytest.fixture(scope="module")

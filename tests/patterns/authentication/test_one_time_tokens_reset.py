@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import statistics
 import time
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,16 +29,12 @@ BAD_LINK = "This link is not valid, or not any more. Ask for a new one."
 
 
 @pytest.fixture(scope="module")
-def running(postgres_url: str) -> Iterator[tuple[Site, httpx2.Client]]:
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f'create database "{name}"'.encode())
-        site = Site(urlsplit(postgres_url)._replace(path=f"/{name}").geturl())
-        server = Uvicorn(site.app)
-        with httpx2.Client(base_url=server.url) as client:
-            yield site, client
-        server.stop()
-        admin.execute(f'drop database "{name}" with (force)'.encode())
+def running(module_database_url: str) -> Iterator[tuple[Site, httpx2.Client]]:
+    site = Site(module_database_url)
+    server = Uvicorn(site.app)
+    with httpx2.Client(base_url=server.url) as client:
+        yield site, client
+    server.stop()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import logging
 import threading
 import traceback
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,17 +19,14 @@ from cryptography.exceptions import InvalidTag
 import second_factor
 import second_factor_async
 import second_factor_core as core
-from patterns.authentication.totp_kit import NOW, Factor, Pools, Sealed, core_code, pools_of
+from patterns.authentication import totp_kit as kit
+from patterns.authentication.totp_kit import NOW, Factor, Pools, Sealed, core_code
 from second_factor import SecondFactor
 from second_factor_async import AsyncSecondFactor
 from second_factor_core import AlreadyEnrolled, NotEnrolled, TooManyAttempts
 from totp import match_step
 
-
-@pytest.fixture(scope="module")
-def pools(postgres_url: str) -> Iterator[Pools]:
-    with pools_of(postgres_url) as both:
-        yield both
+pools = kit.pools
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -9,11 +9,11 @@ import threading
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pyotp
+import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -121,18 +121,11 @@ def core_code(secret: str, at: float) -> str:
     return pyotp.TOTP(secret).at(int(at))
 
 
-@contextmanager
-def pools_of(postgres_url: str) -> Iterator[Pools]:
-    """Make a database with the pattern's tables, and pools for it."""
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f'create database "{name}"')
-        url = postgres_url.rpartition("/")[0] + f"/{name}"
-        try:
-            with psycopg.connect(url) as db:
-                db.execute(core.SCHEMA)
-            pools = Pools(url)
-            yield pools
-            pools.close()
-        finally:
-            admin.execute(f'drop database "{name}" with (force)')
+@pytest.fixture(scope="module")
+def pools(module_database_url: str) -> Iterator[Pools]:
+    """The pattern's tables, and pools for them."""
+    with psycopg.connect(module_database_url) as db:
+        db.execute(core.SCHEMA)
+    both = Pools(module_database_url)
+    yield both
+    both.close()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import psycopg
@@ -28,16 +26,11 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def items_url(postgres_url: str) -> Iterator[str]:
-    """One database for this file, with the table in it: creating one takes longer than most tests here."""
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f'create database "{name}"')
-        url = urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
-        with ItemStore(url) as store:
-            store.create_table()
-        yield url
-        admin.execute(f'drop database "{name}" with (force)')
+def items_url(module_database_url: str) -> str:
+    """The file's database, with the table in it."""
+    with ItemStore(module_database_url) as store:
+        store.create_table()
+    return module_database_url
 
 
 @pytest.fixture

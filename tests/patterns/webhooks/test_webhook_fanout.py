@@ -8,13 +8,11 @@ import functools
 import inspect
 import logging
 import threading
-import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import psycopg
@@ -43,18 +41,11 @@ class Event:
 
 
 @pytest.fixture(scope="module")
-def database(postgres_url: str) -> Iterator[str]:
-    """One database for the whole file; each test finds it empty."""
-    name = f"fanout_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f'CREATE DATABASE "{name}"')
-        url = urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
-        try:
-            with psycopg.connect(url) as conn:
-                conn.execute(SCHEMA)
-            yield url
-        finally:
-            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+def database(module_database_url: str) -> str:
+    """The file's database, with the tables in it; each test finds them empty."""
+    with psycopg.connect(module_database_url) as conn:
+        conn.execute(SCHEMA)
+    return module_database_url
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import psycopg
@@ -25,18 +23,11 @@ DONE = Attempt(204, Outcome.DELIVERED, None, "")
 
 
 @pytest.fixture(scope="module")
-def database(postgres_url: str) -> Iterator[str]:
-    """One database for the whole file; each test finds it empty."""
-    name = f"sender_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f'CREATE DATABASE "{name}"')
-        url = urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
-        try:
-            with psycopg.connect(url) as conn:
-                conn.execute(SCHEMA)
-            yield url
-        finally:
-            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+def database(module_database_url: str) -> str:
+    """The file's database, with the tables in it; each test finds them empty."""
+    with psycopg.connect(module_database_url) as conn:
+        conn.execute(SCHEMA)
+    return module_database_url
 
 
 class Endpoints(dict[str, Endpoint]):
