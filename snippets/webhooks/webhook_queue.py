@@ -68,13 +68,18 @@ class _Arrived(Protocol):
 class Job:
     """A delivery in a worker's hands, at its `attempt`-th attempt (1 is the first).
 
-    `lost`: another worker had it before, and did not settle it.
+    `times`: how often it was handed out since it was last settled.
     """
 
     entry_id: str
     delivery: Delivery
     attempt: int
-    lost: bool = False
+    times: int = 1
+
+    @property
+    def lost(self) -> bool:
+        """Whether another worker had it before, and did not settle it."""
+        return self.times > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +255,7 @@ class WebhookQueue:
             delay,
             error,
             self._max_dead,
+            job.times,
         ]
         return bool(await self._ask(self._settle([self._jobs, self._delayed, self._dead], args)))
 
@@ -270,7 +276,7 @@ def _delivery(job: dict[bytes, bytes]) -> Delivery:
 
 def _job(entry: bytes, values: Any, times: int) -> Job:
     job = values if isinstance(values, dict) else dict(zip(values[::2], values[1::2], strict=True))
-    return Job(entry.decode(), _delivery(job), int(job[b"attempts"]) + times, times > 1)
+    return Job(entry.decode(), _delivery(job), int(job[b"attempts"]) + times, times)
 
 
 def _when(milliseconds: bytes) -> datetime:

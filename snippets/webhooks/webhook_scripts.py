@@ -51,10 +51,13 @@ end
 return {cursor, taken}
 """
 
-# Only who still has the job may move it. One that was lost to another worker is that worker's.
+# Only who was handed the job last may move it: one that was lost to another worker is that
+# worker's.
 SETTLE = """
 local jobs, delayed, dead, entry, where = KEYS[1], KEYS[2], KEYS[3], ARGV[2], ARGV[3]
-if redis.call('XACK', jobs, ARGV[1], entry) == 0 then return 0 end
+local holder = redis.call('XPENDING', jobs, ARGV[1], entry, entry, 1)[1]
+if not holder or holder[4] ~= tonumber(ARGV[8]) then return 0 end
+redis.call('XACK', jobs, ARGV[1], entry)
 local found = redis.call('XRANGE', jobs, entry, entry)[1]
 if not found then return 0 end
 redis.call('XDEL', jobs, entry)

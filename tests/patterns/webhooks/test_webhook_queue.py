@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import os
@@ -360,9 +361,10 @@ async def test_what_a_dead_worker_had_is_taken_after_visibility_and_counts_as_an
     [found] = await queue_of(client).take(1)
     assert (lost.lost, found.lost) == (False, True)
     assert (found.delivery, found.attempt, found.entry_id) == (event(), 2, lost.entry_id)
-    assert await queue.done(found) is True
     # The one that was taken for dead comes back, and cannot settle what is no longer its own.
     assert [await queue.done(lost), await queue.retry(lost), await queue.bury(lost, "x")] == [False] * 3
+    assert await queue.done(found) is True
+    assert await queue.done(lost) is False
     assert await queue.stats() == IDLE
 
 
@@ -552,13 +554,30 @@ async def test_a_cancelled_worker_cancels_its_handlers_and_acknowledges_nothing(
             raise
 
     await queue.enqueue(event())
-    running = asyncio.create_task(Worker(queue, {"*": handler}, poll=0.005).run(asyncio.Event()))
+    running = asyncio.create_task(Worker(queue, {"*": handler}, concurrency=1).run(asyncio.Event()))
     await begun.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
     await asyncio.wait_for(cancelled.wait(), 1)
     assert await queue.stats() == Stats(0, 1, 0, 0)
+
+
+async def test_a_cancellation_that_the_client_swallows_still_ends_the_worker(queue: WebhookQueue) -> None:
+    taking = asyncio.Event()
+
+    async def swallowing(want: int, *, block: float = 0, lost: bool = True) -> list[Job]:
+        taking.set()
+        with contextlib.suppress(asyncio.CancelledError):  # as redis-py now and then does
+            await asyncio.sleep(60)
+        return []
+
+    queue.take = swallowing  # type: ignore[method-assign]
+    running = asyncio.create_task(Worker(queue, {}).run(asyncio.Event()))
+    await taking.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 5)
 
 
 async def test_a_worker_waits_out_an_outage_and_redis_keeps_the_jobs_over_a_crash(
@@ -651,7 +670,7 @@ async def test_nothing_of_the_jobs_that_are_done_stays_and_the_dead_are_bounded(
             for job in jobs:
                 where = "dead" if job.delivery.timestamp % 10 == 0 else "done"
                 keys = [queue._jobs, queue._delayed, queue._dead]
-                await queue._settle(keys, ["workers", job.entry_id, where, 1, 0, "x", 20], client=pipe)
+                await queue._settle(keys, ["workers", job.entry_id, where, 1, 0, "x", 20, 1], client=pipe)
             await pipe.execute()
         sizes.append([await client.xlen(queue._jobs), await client.memory_usage(queue._jobs)])
         await client.delete(*[f"seen:{number}" for number in range(500)])
