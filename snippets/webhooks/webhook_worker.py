@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from webhook_queue import Delivery, Job, QueueUnavailable, WebhookQueue
@@ -108,16 +108,15 @@ class Worker:
         # and a job that kills would take its neighbors with it to the dead.
         more = self._lost is None or self._lost.done()
         block = min(self._poll, 0.02) if self._recovering else self._poll
+        jobs: Sequence[Job] = ()
         try:
             jobs = await self._queue.take(free, block=block, lost=more)
         except QueueUnavailable as error:
             logger.warning("no jobs: %s", error)
             await asyncio.wait({stopping}, timeout=self._poll)
-            return
-        finally:
-            # redis-py 8 now and then takes a cancellation for a timeout of its own, and goes on.
-            if (current := asyncio.current_task()) and current.cancelling():
-                raise asyncio.CancelledError
+        # redis-py 8 now and then takes a cancellation for a timeout of its own, and goes on.
+        if (current := asyncio.current_task()) and current.cancelling():
+            raise asyncio.CancelledError
         if more:
             self._recovering = any(job.lost for job in jobs)
         for job in jobs:

@@ -572,12 +572,20 @@ async def test_a_cancellation_that_the_client_swallows_still_ends_the_worker(que
             await asyncio.sleep(60)
         return []
 
-    queue.take = swallowing  # type: ignore[method-assign]
-    running = asyncio.create_task(Worker(queue, {}).run(asyncio.Event()))
-    await taking.wait()
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(running, 5)
+    async def cancelled_meanwhile(want: int, *, block: float = 0, lost: bool = True) -> list[Job]:
+        taking.set()
+        if task := asyncio.current_task():
+            task.cancel()
+        return []
+
+    for take in (swallowing, cancelled_meanwhile):
+        queue.take = take  # type: ignore[method-assign]
+        running = asyncio.create_task(Worker(queue, {}).run(asyncio.Event()))
+        await taking.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(running, 5)
+        taking.clear()
 
 
 async def test_a_worker_waits_out_an_outage_and_redis_keeps_the_jobs_over_a_crash(
