@@ -1,6 +1,7 @@
 """A store of API keys in SQLite, and an application behind it, for the proofs of api-key."""
 
 import sqlite3
+import weakref
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ class Store:
 
     def __init__(self) -> None:
         self.db = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+        weakref.finalize(self, self.db.close)
         self.db.execute(SCHEMA)
         self.looked_up: list[str] = []
         self.touched: list[tuple[str, float]] = []

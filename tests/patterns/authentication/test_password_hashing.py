@@ -16,7 +16,7 @@ import time
 import traceback
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -230,14 +230,17 @@ def test_naive_check_needs_rehash_raises_on_bcrypt_and_verify_raises_on_none() -
     assert cheap().verify(PW, None) == Verdict(ok=False)
 
 
-def users() -> sqlite3.Connection:
-    db = sqlite3.connect(":memory:", isolation_level=None)
-    db.execute("CREATE TABLE users (id INTEGER PRIMARY KEY, hash TEXT NOT NULL)")
-    return db
+@pytest.fixture
+def users() -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        db.execute("CREATE TABLE users (id INTEGER PRIMARY KEY, hash TEXT NOT NULL)")
+        yield db
 
 
-def test_naive_upgrade_overwrites_a_password_that_was_changed_meanwhile_and_compare_and_set_does_not() -> None:
-    passwords, db = cheap(), users()
+def test_naive_upgrade_overwrites_a_password_that_was_changed_meanwhile_and_compare_and_set_does_not(
+    users: sqlite3.Connection,
+) -> None:
+    passwords, db = cheap(), users
     old = bcrypt_of(PW.encode())
     for number, statement in enumerate(
         ["UPDATE users SET hash = :new WHERE id = :id", "UPDATE users SET hash = :new WHERE id = :id AND hash = :old"]
@@ -253,8 +256,8 @@ def test_naive_upgrade_overwrites_a_password_that_was_changed_meanwhile_and_comp
     assert passwords.verify("a new password, because the old one leaked", guarded).ok
 
 
-def test_naive_verification_alone_upgrades_nothing_the_caller_stores_the_new_hash() -> None:
-    passwords, db = cheap(), users()
+def test_naive_verification_alone_upgrades_nothing_the_caller_stores_the_new_hash(users: sqlite3.Connection) -> None:
+    passwords, db = cheap(), users
     db.execute("INSERT INTO users VALUES (1, ?)", (bcrypt_of(PW.encode()),))
 
     def stored() -> str:
@@ -692,6 +695,7 @@ def test_my_login_upgrades_old_hashes() -> None:
     (stored,) = db.execute("SELECT hash FROM users").fetchone()
     assert stored.startswith("$argon2id$v=19$m=16,t=1,p=1$")
     assert login("ada", "correct horse battery")
+    db.close()
 
 
 # --8<-- [end:own]
