@@ -144,6 +144,16 @@ def test_other_options_requests_reach_the_application(port: int) -> None:
     assert status == 200  # not an OPTIONS request
 
 
+def test_credentials_are_allowed_only_where_you_say_so() -> None:
+    for made in (Cors(FastAPI(), origins=[OURS]), wrap(FastAPI(), origins=[OURS])):
+        client: Any = TestClient(made)
+        asked = {"Origin": OURS, "Access-Control-Request-Method": "GET"}
+        answers = [client.get("/", headers={"Origin": OURS}), client.options("/", headers=asked)]
+        assert [a.headers["access-control-allow-origin"] for a in answers] == [OURS, OURS]
+        assert not any("access-control-allow-credentials" in a.headers for a in answers)
+        assert answers[1].headers["access-control-max-age"] == "600"
+
+
 def test_a_star_is_for_public_answers_without_credentials() -> None:
     client = TestClient(wrap(FastAPI(), origins=["*"]))
     answer = client.get("/", headers={"Origin": EVIL})
