@@ -111,14 +111,17 @@ def test_a_killed_job_keeps_whole_batches_and_goes_on_where_it_was(engine: Engin
     assert opened(engine, AFTER)[1] == "note 1"
 
 
-def test_a_row_that_no_key_opens_is_reported_and_the_others_go_on(engine: Engine) -> None:
+@pytest.mark.parametrize("batch", [2, 500])
+def test_a_row_that_no_key_opens_is_reported_and_left_and_the_others_go_on(engine: Engine, batch: int) -> None:
     fill(engine, 5)
     with engine.begin() as connection:
         connection.execute(update(notes).where(notes.c.id == 2).values(body="v1.abc.AAAA"))
-        moved = connection.execute(select(notes.c.body).where(notes.c.id == 5)).scalar_one()
+        moved = connection.execute(select(notes.c.body).where(notes.c.id == 1)).scalar_one()
         connection.execute(update(notes).where(notes.c.id == 4).values(body=moved))
-    assert rotate(engine, batch=2) == Rotation(rotated=3, lost=[2, 4])
+    assert rotate(engine, batch=batch) == Rotation(rotated=3, lost=[2, 4])
     assert old_tokens(engine, notes, "body", BOTH) == 2
+    with engine.connect() as connection:  # the copy of row 1 in row 4 is not touched with it
+        assert connection.execute(select(notes.c.body).where(notes.c.id == 4)).scalar_one() == moved
 
 
 def test_a_batch_is_500_rows_unless_you_say_otherwise(engine: Engine) -> None:
@@ -157,11 +160,14 @@ def overtake(engine: Engine, row: int, token: str) -> None:
             cursor.execute("update notes set body = ? where id = ?", (token, row))
 
 
-def test_a_value_that_was_written_meanwhile_is_not_overwritten(engine: Engine) -> None:
+@pytest.mark.parametrize("kid", ["a_c", "zzz"])  # sorted before the old id, and after it
+def test_a_value_that_was_written_meanwhile_is_not_overwritten(engine: Engine, kid: str) -> None:
+    both, after = FieldCipher(Keyring(kid, {"abc": OLD, kid: NEW})), FieldCipher(Keyring(kid, {kid: NEW}))
     fill(engine, 3)
-    overtake(engine, 2, BOTH.encrypt(b"newer", context=place(2)))
-    assert rotate(engine) == Rotation(rotated=2, overtaken=1)
-    assert opened(engine, AFTER) == {1: "note 1", 2: "newer", 3: "note 3", 4: None}
+    overtake(engine, 2, both.encrypt(b"newer", context=place(2)))
+    assert rotate(engine, both) == Rotation(rotated=2, overtaken=1)
+    assert opened(engine, after) == {1: "note 1", 2: "newer", 3: "note 3", 4: None}
+    assert old_tokens(engine, notes, "body", both) == 0
 
 
 def test_naive_read_modify_write_overwrites_a_concurrent_update(engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import random
@@ -94,6 +95,11 @@ def test_an_unknown_field_is_refused_and_named_by_its_pointer(key: str) -> None:
     assert refused(json.dumps({"name": "Ann", key: True})) == [(f"/{key}", "extra_forbidden")]
 
 
+def test_an_error_cannot_be_changed_on_its_way_to_the_answer() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        FieldError("/a", "b").code = "c"  # type: ignore[misc]
+
+
 def test_pointers_are_escaped_bounded_and_lead_into_lists() -> None:
     assert refused('{"name":"Ann","a/b~c":1}') == [("/a~1b~0c", "extra_forbidden")]
     assert refused('{"name":"A","friends":[{"name":"B"},{"name":7}]}') == [("/friends/1/name", "string_type")]
@@ -160,6 +166,7 @@ def test_brackets_to_the_depth_limit_pass_and_one_more_does_not() -> None:
     assert refused(b'{"a":' * 33) == [("", "too_deep")]
     assert refused(b"[[[]]]", max_depth=2) == [("", "too_deep")]
     assert refused(b"[[]]" * 50, max_depth=2) == [("", "json_invalid")]  # one after the other is not deep
+    assert refused(b"[" + b"[]," * 50 + b"[" * 32) == [("", "too_deep")]  # and closed ones give no credit
     tricky = json.dumps({"name": 'a "quoted\\" [[[[[' + "{" * 40})
     assert parse_json(tricky.encode(), User).name.startswith('a "quoted')
 

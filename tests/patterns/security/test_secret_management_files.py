@@ -124,8 +124,22 @@ def test_a_new_value_is_seen_after_reload_seconds_and_the_old_one_still_verifies
     assert plain(secret) == ["three", "two"]
     clock.now += 1
     assert plain(secret) == ["three"]  # an old value does not verify for ever
+    clock.now += 1
+    assert plain(secret) == ["three"]
     write(tmp_path / "s", "four")
     assert plain(RotatingSecret(tmp_path / "s", clock=clock)) == ["four"]
+
+
+def test_the_clock_may_begin_anywhere(tmp_path: Path) -> None:
+    for begin in (0.0, -50.0, 7.0):
+        clock = Clock()
+        clock.now = begin
+        secret = RotatingSecret(write(tmp_path / "s", "one"), clock=clock)
+        write(tmp_path / "s", "two")
+        clock.now += 29
+        assert plain(secret) == ["one"]
+        clock.now += 1
+        assert plain(secret) == ["two", "one"]
 
 
 def test_an_unusable_new_file_keeps_the_old_value_and_is_logged(
