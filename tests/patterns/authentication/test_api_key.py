@@ -351,6 +351,9 @@ def test_last_used_at_is_written_at_most_once_a_minute_for_each_key(
     record = asyncio.run(store.get(text.split("_")[2]))
     assert record is not None
     assert record.last_used_at == NOW + 60
+    clock.now = NOW + 1_000
+    client.get("/reports", headers=bearer(text))
+    assert store.written == 4
 
 
 def test_parallel_requests_of_one_key_write_last_used_at_once(store: Store) -> None:
