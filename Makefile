@@ -8,7 +8,8 @@ MAKEFLAGS += --no-print-directory
 VENV ?= .venv
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11 python,$(shell $(name) -c 'import sys; sys.version_info >= (3, 11, 5) and print("$(name)")' 2>/dev/null)))
 RUN := $(VENV)/bin/python
-WORKERS ?= auto
+# One more than there are cores: some proofs wait for what takes time.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)" 2>/dev/null)
 PATTERN ?=
 ADDR ?= 127.0.0.1:8000
 LOCK := uv pip compile pyproject.toml --universal --generate-hashes --no-strip-extras --python-version 3.11.5 --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet
@@ -34,7 +35,7 @@ build: $(VENV)/.ready ## build the site into site/, strictly
 .PHONY: test
 test: $(VENV)/.ready ## prove everything (WORKERS=2, COV=1, PATTERN=category/slug for one pattern)
 ifeq ($(PATTERN),)
-	@$(RUN) -m pytest -n $(WORKERS) $(if $(COV),--cov --cov-report=term)
+	@$(RUN) -m pytest -n $(or $(WORKERS),auto) --dist worksteal $(if $(COV),--cov --cov-report=term)
 else
 	@files=$$($(RUN) docs/_catalog proofs "$(PATTERN)") && $(RUN) -m pytest $$files tests/site/test_examples.py tests/site/test_shape.py -k "$(notdir $(PATTERN)) or $(subst -,_,$(notdir $(PATTERN)))"
 endif

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -10,3 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(folder) for folder in sorted((ROOT / "snippets").iterdir()) if folder.is_dir()]
 
 pytest_plugins = ["servers.fixtures", "record"]
+
+
+def pytest_collection_finish() -> None:
+    """Spare each full collection what lives as long as the process: modules and thousands of tests."""
+    gc.collect()
+    gc.freeze()
