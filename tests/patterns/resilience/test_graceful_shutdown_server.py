@@ -90,11 +90,12 @@ async def test_sigterm_drains_closes_finishes_and_cleans_up_and_nothing_is_dropp
         events = asyncio.create_task(read_to_end(stream))
         slow = asyncio.create_task(client.get(f"{process.url}/slow"))
         await asyncio.sleep(0.1)
+        context = httpx2.create_ssl_context(trust_env=False)  # the slow part of a client
         begun = process.term()
         statuses = list[int]()
         with contextlib.suppress(httpx2.TransportError):  # until the listener closes
             while time.monotonic() - begun < 5:
-                async with httpx2.AsyncClient(trust_env=False) as fresh:  # a new connection each
+                async with httpx2.AsyncClient(trust_env=False, verify=context) as fresh:  # a new connection each
                     statuses.append((await fresh.get(f"{process.url}/ready")).status_code)
                 await asyncio.sleep(0.02)
         closed = time.monotonic() - begun
