@@ -138,8 +138,7 @@ class SecondFactor:
             if db.execute(core.COUNT_ATTEMPT, core.attempt(user, now)).fetchone():
                 return
             row = db.execute(core.LOCKED_SINCE, {"user": user}).fetchone()
-        since = row[0] if row else now - core.LOCK_SECONDS
-        raise TooManyAttempts(max(0.0, since + core.LOCK_SECONDS - now))
+        raise TooManyAttempts(row[0] + core.LOCK_SECONDS - now if row else 0.0)
 
     def _check(self, user: str, code: str, *, confirmed: bool) -> bool:
         self._count(user)
