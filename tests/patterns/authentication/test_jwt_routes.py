@@ -52,6 +52,11 @@ def test_a_token_opens_the_route_and_says_who_is_there(client: httpx2.Client, sc
     assert (answer.status_code, answer.json()) == (200, "ada")
 
 
+@pytest.mark.parametrize("scheme", ["Basic", "Token", "Bearers", "DPoP"])
+def test_a_good_token_under_another_scheme_opens_nothing(client: httpx2.Client, scheme: str) -> None:
+    assert client.get("/me", headers=bearer(issuer.issue("ada"), scheme)).status_code == 401
+
+
 @pytest.mark.parametrize(
     "headers", [{}, {"Authorization": ""}, {"Authorization": "Basic YTpi"}, {"Authorization": "Bearer"}]
 )

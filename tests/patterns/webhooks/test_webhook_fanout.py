@@ -471,8 +471,9 @@ def test_a_name_that_is_taken_and_useless_settings_stop_the_start() -> None:
     with pytest.raises(TypeError, match="types must be a sequence of strings"):
         fanout.register("mail", print, types="order.paid")
     for option in ("timeout", "max_parallel", "patience"):
-        with pytest.raises(ValueError, match="must be above 0"):
-            Fanout(MemoryDone(), **{option: 0})  # type: ignore[arg-type]
+        for wrong in (0, -1):
+            with pytest.raises(ValueError, match="must be above 0"):
+                Fanout(MemoryDone(), **{option: wrong})  # type: ignore[arg-type]
 
 
 async def test_no_log_line_message_or_repr_holds_the_payload_or_an_error_text(
