@@ -556,12 +556,13 @@ def _requirements(root: Path) -> tuple[dict[str, Requirement], dict[str, str]]:
         except InvalidRequirement as error:
             raise CatalogError([f"pyproject.toml: dependency group patterns: {line!r}: {error}"]) from None
         wanted[canonicalize_name(requirement.name)] = requirement
-    pinned = re.findall(
-        r"^([\w.-]+)(?:\[[^]]*\])?==([\w.+!-]+)",
-        (root / "requirements.txt").read_text(encoding="utf-8"),
-        re.MULTILINE,
-    )
-    return wanted, {canonicalize_name(name): version for name, version in pinned}
+    return wanted, pins(root / "requirements.txt")
+
+
+def pins(lock: Path) -> dict[str, str]:
+    """Return every locked version of a lock file, by canonical name."""
+    found = re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==([\w.+!-]+)", lock.read_text(encoding="utf-8"), re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in found}
 
 
 def fingerprint(pattern: Pattern, root: Path = ROOT) -> str:

@@ -114,10 +114,7 @@ def test_module_names_are_unique_and_hide_nothing() -> None:
         for module in {m if len(m.relative_to(ROOT).parts) == 3 else m.parent / "_" for m in MODULES}
     )
     assert not [name for name, count in tops.items() if count > 1]
-    locked = re.findall(
-        r"^([\w.-]+)(?:\[[^]]*\])?==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    packages = {name.lower().replace("-", "_") for name in locked} | set(sys.stdlib_module_names)
+    packages = {name.replace("-", "_") for name in read.pins(ROOT / "requirements.txt")} | set(sys.stdlib_module_names)
     for name in tops:
         assert name not in packages, f"a module named {name!r} would hide a library; rename it"
 
