@@ -19,10 +19,6 @@ LOCKS = ("requirements.txt", "requirements-bench.txt")
 FLOORS = {
     "authlib": ("1.6.12", "CVE-2026-27962, CVE-2026-41425, CVE-2026-44681: a token's own key, a state of any browser"),
     "pyjwt": ("2.12.0", "CVE-2026-32597: unknown critical headers were accepted"),
-    "python-multipart": (
-        "0.0.27",
-        "CVE-2026-24486, CVE-2026-40347, CVE-2026-42561: path traversal, and work without limit",
-    ),
     "starlette": ("1.0.1", "CVE-2026-48710: the Host header changed request.url.path"),
 }
 #: What pages advise against, and what a proof must not come to depend on.
