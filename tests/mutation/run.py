@@ -259,20 +259,23 @@ class Explained:
         return same and self.becomes in {None, mutant.becomes} and self.below in {None, mutant.below}
 
 
-def explanations(path: Path) -> list[Explained]:
-    """Read explained.toml; raise `Unusable` when an entry lacks a key, or has one that means nothing."""
+def explanations(folder: Path) -> list[Explained]:
+    """Read the files of explained/; raise `Unusable` when an entry lacks a key, or has one that means nothing."""
+    return [entry for path in sorted(folder.glob("*.toml")) for entry in _entries(path)]
+
+
+def _entries(path: Path) -> Iterator[Explained]:
+    name = f"{path.parent.name}/{path.name}"
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8")).get("explained", [])
     except tomllib.TOMLDecodeError as error:
-        raise Unusable(f"{path.relative_to(ROOT)}: {error}") from None
-    read = []
+        raise Unusable(f"{name}: {error}") from None
     for number, entry in enumerate(entries, 1):
         try:
-            read.append(Explained(**entry))
+            yield Explained(**entry)
         except TypeError as error:
             problem = str(error).removeprefix("Explained.__init__() ")
-            raise Unusable(f"{path.relative_to(ROOT)}: entry {number}: {problem}") from None
-    return read
+            raise Unusable(f"{name}: entry {number}: {problem}") from None
 
 
 # Running the proofs
@@ -474,7 +477,7 @@ def judge(module: str, files: Sequence[str], limit: float, crew: Crew, known: Se
             score.killed += 1
             score.late += outcome == "timeout"
             if explained:
-                _say(f"{module}: explained.toml excuses a mutant that was killed:\n{mutant.diff}")
+                _say(f"{module}: explained/ excuses a mutant that was killed:\n{mutant.diff}")
         if sys.stderr.isatty():
             print(f"\r{module}: {number} of {len(mutants)} ", end="", file=sys.stderr, flush=True)
     if sys.stderr.isatty():
@@ -495,7 +498,7 @@ def outdated(known: Sequence[Explained], modules: set[str]) -> list[str]:
         near = [site for site in sites(source) if (site.line, site.operator) == (entry.line, entry.operator)]
         if not any(mutant and entry.fits(mutant) for mutant in (make(entry.module, source, site) for site in near)):
             change = f"{entry.operator} on {entry.becomes or entry.line!r}"
-            lines.append(f"explained.toml: {entry.module} has no {change} any more: remove the entry")
+            lines.append(f"explained/: {entry.module} has no {change} any more: remove the entry")
     return lines
 
 
@@ -573,7 +576,7 @@ def main(names: Sequence[str]) -> int:
     try:
         subjects, known, size = (
             subjects_of(names),
-            explanations(Path(__file__).with_name("explained.toml")),
+            explanations(Path(__file__).with_name("explained")),
             workers(),
         )
         with tempfile.TemporaryDirectory(prefix="mut-") as folder, Crew(Path(folder), size) as crew:
