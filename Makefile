@@ -56,6 +56,10 @@ examples: $(VENV)/.ready ## refresh the printed outputs (#>) on the pages, and t
 	@$(RUN) -m pytest tests/site/test_examples.py --update-examples -p no:randomly -q
 	@git diff --stat -- docs
 
+.PHONY: twins
+twins: $(VENV)/.ready ## write the generated sync twins from their async sources
+	@PYTHONPATH=tests $(RUN) -m twins.unasync
+
 .PHONY: bench
 bench: .venv-bench/.ready ## measure against the peers and record it for the pages (PATTERN=category/slug)
 	@PYTHONPATH=tests .venv-bench/bin/python -m bench.kit $(PATTERN)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A reader copies a module next to their own code and imports it by its name: so do the proofs.
 sys.path[:0] = [str(folder) for folder in sorted((ROOT / "snippets").iterdir()) if folder.is_dir()]
 
-pytest_plugins = ["servers.fixtures", "record"]
+pytest_plugins = ["servers.fixtures", "harness.fixtures", "record"]
 
 
 def pytest_collection_finish() -> None:

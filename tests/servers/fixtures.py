@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -97,6 +98,29 @@ def valkey_url(_valkey_url: str, worker_id: str) -> Iterator[str]:
         client.flushdb()
         yield url
         client.flushdb()
+
+
+@pytest.fixture
+def valkey(valkey_url: str) -> Iterator[Any]:
+    """A plain client of that database: what a proof sees without the module."""
+    with redis.Redis.from_url(valkey_url, retry=None) as client:
+        yield client
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[Valkey]:
+    """A Valkey of this test's own, to be stopped or killed."""
+    server = Valkey()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def module_valkey() -> Iterator[Valkey]:
+    """A Valkey for the proofs of one file, which may disturb everybody connected to it."""
+    server = Valkey()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import aiodataloader
 import strawberry.dataloader
 
-import fake_loop
+from harness import fake_loop
 from batcher import Batcher
 from bench.kit import Plot, Table, compare, ratio_table, version
 

@@ -20,7 +20,7 @@ import strawberry.dataloader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import fake_loop
+from harness import fake_loop
 from batcher import BatcherClosed, BatchError, BatchFailed, BatchShapeError, KeyMissing
 from bench.api_clients.request_batching import timeline
 from servers.http import Uvicorn

@@ -9,7 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
-import fake_loop
+from harness import fake_loop
 from shutdown import Report
 
 # isort: split

@@ -17,7 +17,7 @@ import psycopg_pool
 import redis.asyncio as redis
 
 import warmup
-from fake_loop import on_fake_time
+from harness.fake_loop import on_fake_time
 from warmup import ServicesClosed, keys_to_warm
 
 # isort: split

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-import fake_loop
+from harness import fake_loop
 from deadline import HEADER, Deadline, DeadlineExceeded, current_deadline
 from servers.http import Uvicorn
 

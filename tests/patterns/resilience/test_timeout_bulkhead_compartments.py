@@ -14,7 +14,7 @@ from typing import Any
 
 from bulkhead import Stats
 from deadline import Deadline, DeadlineExceeded, current_deadline
-from fake_loop import on_fake_time
+from harness.fake_loop import on_fake_time
 
 # isort: split
 # --8<-- [start:own]

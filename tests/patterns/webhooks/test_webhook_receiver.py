@@ -28,7 +28,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import fake_loop
+from harness import fake_loop
 from servers.http import Uvicorn
 from webhook_receiver import LIMIT, Delivery, Refused, WebhookReceiver, limit_from_env, read_limited
 

@@ -30,7 +30,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from fake_loop import on_fake_time
+from harness.fake_loop import on_fake_time
 from patterns.webhooks.webhook_sender_kit import KEY, METADATA, OLD_KEY, Customer, Guarded
 from sender_policy import EndpointUrlRefused, check_url, next_delay, seconds_of
 from servers.faults import FaultProxy
