@@ -15,7 +15,7 @@ class BatchError(Exception):
     """What can go wrong with a look-up besides what the bulk call itself reports for a key."""
 
 
-class KeyMissing(BatchError):  # noqa: N818 - named for what it says
+class KeyMissing(BatchError):
     """The bulk call answered without this key: `key`."""
 
     def __init__(self, key: Hashable) -> None:
@@ -30,11 +30,11 @@ class BatchShapeError(BatchError):
     """The bulk call answered with a sequence of another length than it was asked for."""
 
 
-class BatchFailed(BatchError):  # noqa: N818 - named for what it says
+class BatchFailed(BatchError):
     """The bulk call raised; its error is the `__cause__`."""
 
 
-class BatcherClosed(BatchError):  # noqa: N818 - named for what it says
+class BatcherClosed(BatchError):
     """The batcher was closed before this look-up."""
 
 

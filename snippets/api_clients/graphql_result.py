@@ -87,7 +87,7 @@ class GraphQLTransportError(GraphQLClientError):
     """No GraphQL answer: no connection, no answer in time, or something else than GraphQL."""
 
 
-class GraphQLPaginationLoop(GraphQLClientError):  # noqa: N818 -- reads well in `except`
+class GraphQLPaginationLoop(GraphQLClientError):
     """The server says that there is a next page, and its cursor is one that was used."""
 
 

@@ -51,7 +51,7 @@ class ApiError(Exception):
         self.retry_after, self.request_id, self.excerpt = retry_after, request_id, excerpt
 
 
-class RateLimited(ApiError):  # noqa: N818 -- reads well in `except`
+class RateLimited(ApiError):
     """429: too many calls."""
 
 
@@ -67,7 +67,7 @@ class DecodeError(ApiError):
     """The call succeeded, but its body is no JSON."""
 
 
-class ApiTimeout(ApiError):  # noqa: N818 -- reads well in `except`
+class ApiTimeout(ApiError):
     """No answer in time: the time of one phase was up, or the total."""
 
 
@@ -75,11 +75,11 @@ class ApiConnectionError(ApiError):
     """No connection, or it broke before the whole answer was there."""
 
 
-class CrossOriginRefused(ApiError):  # noqa: N818 -- reads well in `except`
+class CrossOriginRefused(ApiError):
     """An address, a redirect or a link to the next page leads to another scheme, host or port."""
 
 
-class PaginationLoop(ApiError):  # noqa: N818 -- reads well in `except`
+class PaginationLoop(ApiError):
     """The link to the next page leads to a page that was visited."""
 
 

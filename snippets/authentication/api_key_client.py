@@ -15,7 +15,7 @@ import httpx2
 _SENDABLE = re.compile(r"[!-~]+")  # visible ASCII: no blank, no line break, no control character
 
 
-class MissingApiKey(ValueError):  # noqa: N818 -- named for what is missing
+class MissingApiKey(ValueError):
     """There is no usable key. The message names the setting and never shows its value."""
 
 

@@ -25,7 +25,7 @@ _KEY = re.compile(
 )
 
 
-class InvalidApiKey(Exception):  # noqa: N818 -- an answer, not a fault of the program
+class InvalidApiKey(Exception):
     """The key cannot be believed: answer 401, the same for every reason.
 
     `reason` is for your log. It repeats nothing that the caller sent.
@@ -114,7 +114,7 @@ def issue(
     if not _BRAND.fullmatch(brand) or not _ENV.fullmatch(env):
         raise ValueError("brand is 2 to 16 of a-z and 0-9, a letter first; env is 2 to 8 of a-z")
     if isinstance(scopes, str):  # which would be a set of letters
-        raise ValueError("scopes is a set or a list of names, not one text")  # noqa: TRY004
+        raise ValueError("scopes is a set or a list of names, not one text")
     key_id = _random(_ID_CHARACTERS)
     body = f"{brand}_{env}_{key_id}_{_random(_SECRET_CHARACTERS)}"
     text = body + _crc(body)

@@ -31,11 +31,11 @@ class JiraAuthError(JiraError):
     """401: the token has expired, was revoked, or is of the other kind. It is not tried again."""
 
 
-class JiraForbidden(JiraError):  # noqa: N818 -- the name of the status
+class JiraForbidden(JiraError):
     """403: the account may not do this, or the token lacks the scope."""
 
 
-class JiraRateLimited(JiraError):  # noqa: N818 -- a state to handle: wait
+class JiraRateLimited(JiraError):
     """429: wait `retry_after` seconds; None if Jira did not say."""
 
     def __init__(self, message: str, status: int, retry_after: float | None) -> None:

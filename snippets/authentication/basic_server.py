@@ -95,7 +95,7 @@ class BasicAuth:
     async def _stored(self, user: str) -> str | None:
         try:
             return await self._lookup(user)
-        except Exception:  # noqa: BLE001 -- whatever it is, it says nothing about the password
+        except Exception:  # whatever it is, it says nothing about the password
             _log.exception("the stored passwords cannot be read")
             raise HTTPException(503, "Try again later", {"Retry-After": "5"}) from None
 

@@ -13,7 +13,7 @@ LEEWAY_SECONDS = 60  # between the provider's clock and ours
 MAX_CHARACTERS = 16_384
 
 
-class LoginForged(Exception):  # noqa: N818 -- an answer, not a fault of the program
+class LoginForged(Exception):
     """The answer does not belong to an attempt of this browser, or its token is not for us."""
 
 

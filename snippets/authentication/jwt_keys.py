@@ -49,7 +49,7 @@ class SigningKey:
         if self.private is not None and not isinstance(self.private, private):
             raise ValueError(f"the private half is no {self.algorithm} key")
         if not isinstance(self.public, public):
-            raise ValueError(f"the public half is no {self.algorithm} key")  # noqa: TRY004
+            raise ValueError(f"the public half is no {self.algorithm} key")
         if self.private is not None and self.private.public_key() != self.public:
             raise ValueError("the two halves do not belong together")
         if isinstance(self.public, rsa.RSAPublicKey) and self.public.key_size < MIN_RSA_BITS:

@@ -26,7 +26,7 @@ _SCOPE = re.compile(r"[!#-\[\]-~]+")  # RFC 6749 section 3.3
 _JWS = jwt.PyJWS(options={"enforce_minimum_key_length": True})
 
 
-class InvalidToken(Exception):  # noqa: N818 -- an answer, not a fault of the program
+class InvalidToken(Exception):
     """The token is not believed. `reason` is for your log, and repeats nothing of the token."""
 
     def __init__(self, reason: str) -> None:
@@ -181,7 +181,7 @@ class Verifier:
 def _object(text: bytes) -> dict[str, Any]:
     found = json.loads(text, object_pairs_hook=_once)
     if not isinstance(found, dict):
-        raise ValueError("not an object")  # noqa: TRY004 -- one kind of error for what is no token
+        raise ValueError("not an object")  # one kind of error for what is no token
     return found
 
 

@@ -63,7 +63,7 @@ def login_router(
         try:
             pending = await oidc.begin(request.query_params.get("next"))
         except ProviderUnavailable as failure:
-            log.error("sign-in is not available: %s", failure)  # noqa: TRY400 -- no stack needed
+            log.error("sign-in is not available: %s", failure)  # no stack needed
             return _private(PlainTextResponse(LATER, 503))
         response = _private(RedirectResponse(pending.url, 303))
         attempts = [name for name in request.cookies if name.startswith(PREFIX)]
@@ -96,7 +96,7 @@ def login_router(
             log.warning("sign-in refused: %s: %s", type(refused).__name__, refused)
             response = PlainTextResponse(FAILED, 400)
         except ProviderUnavailable as failure:
-            log.error("sign-in is not available: %s", failure)  # noqa: TRY400 -- no stack needed
+            log.error("sign-in is not available: %s", failure)  # no stack needed
             response = PlainTextResponse(LATER, 503)
         except Exception:  # start_session: the attempt is over all the same
             log.exception("signed in, and no session could be started")

@@ -37,7 +37,7 @@ KEEP_SECONDS = 3_600  # a key that the provider withdrew is believed no longer t
 REFETCH_SECONDS = 30  # an unknown key asks for the provider's keys no more often than this
 
 
-class LoginRejected(Exception):  # noqa: N818 -- an answer, not a fault of the program
+class LoginRejected(Exception):
     """The person or the provider said no. `code` is OAuth's word for it, such as access_denied."""
 
     def __init__(self, code: object) -> None:
@@ -46,7 +46,7 @@ class LoginRejected(Exception):  # noqa: N818 -- an answer, not a fault of the p
         super().__init__(self.code)
 
 
-class ProviderUnavailable(Exception):  # noqa: N818 -- as in other libraries
+class ProviderUnavailable(Exception):
     """The provider did not answer, or not as it should. Nothing was decided: try again later."""
 
 

@@ -51,7 +51,7 @@ PURGE = "DELETE FROM one_time_tokens WHERE used_at IS NOT NULL OR expires_at <= 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
-class TokenInvalid(Exception):  # noqa: N818 -- an answer, not a fault of the program
+class TokenInvalid(Exception):
     """Unknown, used, expired, replaced, revoked, of another purpose or binding: it does not say."""
 
     def __init__(self) -> None:

@@ -162,7 +162,7 @@ def reset_routes(
     return router
 
 
-class _Refused(Exception):  # noqa: N818 -- what to show
+class _Refused(Exception):
     pass
 
 

@@ -66,15 +66,15 @@ returning user_id
 DISABLE = "delete from second_factor where user_id = %(user)s"
 
 
-class NotEnrolled(Exception):  # noqa: N818 -- a state to handle, not a fault
+class NotEnrolled(Exception):
     """The user has no second factor, or has not begun to set one up."""
 
 
-class AlreadyEnrolled(Exception):  # noqa: N818 -- a state to handle, not a fault
+class AlreadyEnrolled(Exception):
     """The user has a confirmed second factor: `disable` it first, which takes a code."""
 
 
-class TooManyAttempts(Exception):  # noqa: N818 -- a state to handle, not a fault
+class TooManyAttempts(Exception):
     """Too many codes were wrong. `retry_after` is how long none is looked at, in seconds."""
 
     def __init__(self, retry_after: float) -> None:

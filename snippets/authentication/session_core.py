@@ -101,11 +101,11 @@ return found
 """
 
 
-class SessionStoreUnavailable(Exception):  # noqa: N818 -- as in other libraries
+class SessionStoreUnavailable(Exception):
     """Redis did not answer. Nobody is known, and nobody is anonymous: answer 503."""
 
 
-class SessionTooLarge(ValueError):  # noqa: N818 -- as in other libraries
+class SessionTooLarge(ValueError):
     """The data is longer than a session may be."""
 
 

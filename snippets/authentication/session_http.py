@@ -64,7 +64,7 @@ def current_session(store: SessionStore) -> Callable[[Request], Awaitable[Sessio
         try:
             session = await store.get(token_of(request))
         except SessionStoreUnavailable as failure:
-            log.error("sessions are not available: %s", failure)  # noqa: TRY400 -- no stack needed
+            log.error("sessions are not available: %s", failure)  # no stack needed
             raise HTTPException(503, "Please try again later", {"Retry-After": "5"}) from None
         if session is None:
             raise HTTPException(401, "Not signed in")

@@ -25,11 +25,11 @@ POLLS = 350  # a little longer than the lease
 _TOKEN = re.compile(r"[!-~]+")  # it becomes a header
 
 
-class RefreshFailed(Exception):  # noqa: N818 -- as in other libraries
+class RefreshFailed(Exception):
     """There is no token at the moment. Try again later: nothing is lost."""
 
 
-class ReauthRequired(Exception):  # noqa: N818 -- as in other libraries
+class ReauthRequired(Exception):
     """The grant has ended. Somebody has to sign in again, and store a new token set."""
 
 
@@ -57,7 +57,7 @@ class TokenSet:
         return cls(**json.loads(text))
 
 
-class InvalidGrant(Exception):  # noqa: N818 -- between the parts of this pattern
+class InvalidGrant(Exception):
     """The provider does not take the refresh token."""
 
 

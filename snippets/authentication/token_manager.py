@@ -170,13 +170,13 @@ class TokenManager(Core):
     async def _load(self) -> TokenSet | None:
         try:
             return await self._store.load()
-        except Exception as error:  # noqa: BLE001 -- whatever kind of store it is
+        except Exception as error:  # whatever kind of store it is
             raise RefreshFailed(f"the token store: {type(error).__name__}") from None
 
     async def _save(self, old: TokenSet | None, new: TokenSet | None) -> bool:
         try:
             return await self._store.save(old, new)
-        except Exception as error:  # noqa: BLE001 -- whatever kind of store it is
+        except Exception as error:  # whatever kind of store it is
             raise RefreshFailed(f"the token store: {type(error).__name__}") from None
 
 

@@ -182,13 +182,13 @@ class TokenManager(Core):
     def _load(self) -> TokenSet | None:
         try:
             return self._store.load()
-        except Exception as error:  # noqa: BLE001 -- whatever kind of store it is
+        except Exception as error:  # whatever kind of store it is
             raise RefreshFailed(f"the token store: {type(error).__name__}") from None
 
     def _save(self, old: TokenSet | None, new: TokenSet | None) -> bool:
         try:
             return self._store.save(old, new)
-        except Exception as error:  # noqa: BLE001 -- whatever kind of store it is
+        except Exception as error:  # whatever kind of store it is
             raise RefreshFailed(f"the token store: {type(error).__name__}") from None
 
 

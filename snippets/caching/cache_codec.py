@@ -19,7 +19,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 
-class UnserializableValue(TypeError):  # noqa: N818 -- reads well in `raise` and `except`
+class UnserializableValue(TypeError):
     """A value that would not come back as it went in; the message names its type."""
 
 

@@ -44,11 +44,11 @@ FAILURES, REST = 5, 3.0  # after so many failures in a row the server is left al
 _FORMAT = b"1:"  # stands before every value: what another program left under a key is a miss
 
 
-class UnkeyableArgument(TypeError):  # noqa: N818 -- reads well in `except`
+class UnkeyableArgument(TypeError):
     """An argument has no lasting text form: pass an id instead of the object, or give `key=`."""
 
 
-class CacheUnavailable(Exception):  # noqa: N818 -- reads well in `except`
+class CacheUnavailable(Exception):
     """Redis failed, or is left alone after failing; callers see it only with `fail_open=False`."""
 
 

@@ -230,7 +230,7 @@ class SWRCache:
         now = self._clock()
         await self._put(key, Entry(value, now), now)
 
-    async def close(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109 -- it has two deadlines
+    async def close(self, timeout: float = 5.0) -> None:  # it has two deadlines
         """Wait for what is running, cancel it after `timeout`; what was cached is still served."""
         self._closed = True
         if tasks := [*self._flights.values(), *self._behind.values()]:
@@ -310,7 +310,7 @@ class SWRCache:
             return await answer
         except TypeError:  # a value that the store cannot carry: a mistake, and no failure
             raise
-        except Exception as error:  # noqa: BLE001 -- whatever a client raises
+        except Exception as error:  # whatever a client raises
             self._report(key, error)
             return None
 

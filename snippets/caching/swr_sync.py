@@ -301,7 +301,7 @@ class SWRCache:
                 entry = Entry(load(), began)
                 if not self._dropped:
                     self._put(key, entry, self._clock())
-        except BaseException as error:  # noqa: BLE001 -- it goes to all who wait
+        except BaseException as error:  # it goes to all who wait
             self._note(key, error)
             flight.set_exception(error)
         else:
@@ -332,7 +332,7 @@ class SWRCache:
             return method(*args)
         except TypeError:  # a value that the store cannot carry: a mistake, and no failure
             raise
-        except Exception as error:  # noqa: BLE001 -- whatever a client raises
+        except Exception as error:  # whatever a client raises
             self._report(key, error)
             return None
 

@@ -48,11 +48,11 @@ _KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_coun
 _KEEPALIVE |= {"tcp_user_timeout": 60_000}
 
 
-class PoolUnavailable(Exception):  # noqa: N818 -- a state to handle: answer 503
+class PoolUnavailable(Exception):
     """The server could not be reached, or no connection became free in time."""
 
 
-class PoolClosed(Exception):  # noqa: N818 -- as above
+class PoolClosed(Exception):
     """The pool is not open: not yet, or no longer."""
 
 
@@ -230,7 +230,7 @@ class AsyncDatabase:
             await pool.open()
             self._pool = pool
 
-    async def close(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109 -- not one for it all
+    async def close(self, timeout: float = 5.0) -> None:  # not one for it all
         """Close the pool, with `timeout` seconds for its own tasks; do nothing if it is closed.
 
         Lent connections are closed when they come back.
@@ -242,7 +242,7 @@ class AsyncDatabase:
     @asynccontextmanager
     async def connection(
         self,
-        timeout: float | None = None,  # noqa: ASYNC109 -- the block itself may take longer
+        timeout: float | None = None,  # the block itself may take longer
     ) -> AsyncIterator[AsyncConnection[DictRow]]:
         """Lend a connection for one transaction; `timeout` replaces `acquire_timeout`.
 

@@ -48,11 +48,11 @@ _KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_coun
 _KEEPALIVE |= {"tcp_user_timeout": 60_000}
 
 
-class PoolUnavailable(Exception):  # noqa: N818 -- a state to handle: answer 503
+class PoolUnavailable(Exception):
     """The server could not be reached, or no connection became free in time."""
 
 
-class PoolClosed(Exception):  # noqa: N818 -- as above
+class PoolClosed(Exception):
     """The pool is not open: not yet, or no longer."""
 
 

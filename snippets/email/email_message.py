@@ -28,7 +28,7 @@ _CONTENT_TYPE = re.compile(
 )
 
 
-class BadEmail(ValueError):  # noqa: N818 -- reads well in `except`
+class BadEmail(ValueError):
     """The message cannot be sent as it is; sending it again will not help."""
 
 

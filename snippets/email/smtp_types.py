@@ -133,19 +133,19 @@ class SmtpError(Exception):
         self.refused, self.maybe_sent = dict(refused or {}), maybe_sent
 
 
-class SmtpTlsFailed(SmtpError):  # noqa: N818 -- reads well in `except`
+class SmtpTlsFailed(SmtpError):
     """No verified TLS: wrong certificate or name, or no STARTTLS. No password, no mail was sent."""
 
 
-class SmtpAuthFailed(SmtpError):  # noqa: N818 -- reads well in `except`
+class SmtpAuthFailed(SmtpError):
     """The server does not take this user name and password. Repeating it may lock the account."""
 
 
-class SmtpPermanent(SmtpError):  # noqa: N818 -- reads well in `except`
+class SmtpPermanent(SmtpError):
     """Refused with 5xx: the same message would be refused again."""
 
 
-class SmtpTemporary(SmtpError):  # noqa: N818 -- reads well in `except`
+class SmtpTemporary(SmtpError):
     """Refused with 4xx, or the server was not there, or went away: send it again later."""
 
 

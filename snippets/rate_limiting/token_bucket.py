@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
-class RateLimitTimeout(TimeoutError):  # noqa: N818 -- reads well in `except`
+class RateLimitTimeout(TimeoutError):
     """The tokens come after `wait` seconds, later than the caller's timeout; none were taken."""
 
     def __init__(self, wait: float) -> None:

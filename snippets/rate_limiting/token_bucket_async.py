@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 
-class RateLimitTimeout(TimeoutError):  # noqa: N818 -- reads well in `except`
+class RateLimitTimeout(TimeoutError):
     """The tokens come after `wait` seconds, later than the caller's timeout; none were taken."""
 
     def __init__(self, wait: float) -> None:
@@ -86,7 +86,7 @@ class AsyncTokenBucket:
         self._queued = 0.0  # tokens that the line waits for
         self._loop: asyncio.AbstractEventLoop | None = None  # of those who wait
 
-    async def acquire(self, n: float = 1, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
+    async def acquire(self, n: float = 1, *, timeout: float | None = None) -> None:
         """Take `n` tokens, after everybody who came before.
 
         Raises RateLimitTimeout at once, without waiting, if they come after `timeout` seconds,

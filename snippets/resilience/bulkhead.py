@@ -17,7 +17,7 @@ R = TypeVar("R")
 _held: contextvars.ContextVar[tuple[Bulkhead, ...]] = contextvars.ContextVar("held", default=())
 
 
-class BulkheadFull(Exception):  # noqa: N818 - a state to handle, not a fault
+class BulkheadFull(Exception):
     """The call was refused: the compartment `name` is full, and so is its queue."""
 
     def __init__(self, name: str) -> None:
@@ -109,7 +109,7 @@ class Bulkhead:
             try:
                 outcome: Any = fn(*args, **kwargs)
                 settle = result.set_result
-            except BaseException as error:  # noqa: BLE001 - raised to the caller
+            except BaseException as error:  # raised to the caller
                 outcome = error
             self._release()
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile

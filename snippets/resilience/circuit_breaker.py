@@ -20,7 +20,7 @@ R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class CircuitOpen(Exception):  # noqa: N818 - a state to handle, like StopIteration
+class CircuitOpen(Exception):
     """The call was refused: the dependency behind the breaker `name` was not touched.
 
     `retry_after` is how long it takes, in seconds and at most, until a caller is let through.

@@ -12,7 +12,7 @@ from types import TracebackType
 HEADER = "X-Timeout-Ms"  # what is left, not an instant: clocks of two hosts differ
 
 
-class DeadlineExceeded(Exception):  # noqa: N818 - named for what happened
+class DeadlineExceeded(Exception):
     """The deadline `name` has passed.
 
     It is no `TimeoutError`: a retry or a fallback for one slow call must not take it for that.

@@ -1,7 +1,5 @@
 """One hierarchy for the failures of every integration: branch on the type, answer safely."""
 
-# ruff: noqa: N818 - the names say what happened, as HTTP does
-
 from __future__ import annotations
 
 import copyreg

@@ -69,7 +69,7 @@ class Recovered(NamedTuple, Generic[R]):
     steps: tuple[str, ...]
 
 
-class RecoveryFailed(Exception):  # noqa: N818 - the outcome, beside Recovered
+class RecoveryFailed(Exception):
     """The failure lasted longer than the budgets. `__cause__` is the failure itself.
 
     If a strategy raised, what it raised is the `__context__`.
@@ -151,7 +151,7 @@ class Recovery:
         while True:
             try:
                 return Recovered(await fn(), False, tuple(steps))
-            except Exception as exc:  # noqa: BLE001 - it is raised below, if it is not repaired
+            except Exception as exc:  # it is raised below, if it is not repaired
                 err = exc
             # Not within the except: a strategy may raise what it shares with other runs, which
             # would get this error as its context.
@@ -183,7 +183,7 @@ class Recovery:
                 steps.append(name)
                 async with limit(left):
                     outcome = await strategy.recover(err, used[number])
-            except Exception as exc:  # noqa: BLE001 - it stays the context
+            except Exception as exc:  # it stays the context
                 raise RecoveryFailed(f"{name} raised {type(exc).__name__}") from err
             if not isinstance(outcome, Retry) or outcome.after <= ends - self._clock():
                 return outcome

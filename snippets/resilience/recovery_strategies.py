@@ -72,7 +72,7 @@ class RefreshToken:
             if inspect.isawaitable(token):
                 token = await asyncio.wait_for(token, self._timeout)
             self._token, failure = token, None
-        except Exception as exc:  # noqa: BLE001 - raised by all who wait for it
+        except Exception as exc:  # raised by all who wait for it
             failure = exc
         finally:
             self._refreshing.reset(mark)
@@ -126,6 +126,6 @@ class FallbackValue:
         try:
             value = self._producer()
             return Fallback(await value if inspect.isawaitable(value) else value)
-        except Exception as exc:  # noqa: BLE001 - the original error is the one to see
+        except Exception as exc:  # the original error is the one to see
             err.add_note(f"the fallback raised {type(exc).__name__}")
             return GiveUp()

@@ -98,6 +98,6 @@ def _hide(text: str) -> str:
 def _text(value: object) -> str:
     try:
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    except Exception:  # noqa: BLE001 - whatever it is: one error must not hide the other
+    except Exception:  # whatever it is: one error must not hide the other
         return f"<{type(value).__name__}>"
     return text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent

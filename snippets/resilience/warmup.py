@@ -16,7 +16,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class ServicesClosed(Exception):  # noqa: N818 - a state, not a failure
+class ServicesClosed(Exception):
     """`aclose()` was called: no service is handed out any more."""
 
 
@@ -86,7 +86,7 @@ class AsyncServices(Generic[K, V]):
         making.waiters += 1
         try:
             return await asyncio.shield(making.task)
-        except Exception as error:  # noqa: BLE001 - raised below
+        except Exception as error:  # raised below
             failure = error
         finally:
             making.waiters -= 1
@@ -95,7 +95,9 @@ class AsyncServices(Generic[K, V]):
                 making.task.cancel()
         raise _own(failure)
 
-    async def warm(self, keys: Iterable[K], *, timeout: float) -> dict[K, Exception | None]:  # noqa: ASYNC109 - of each
+    async def warm(
+        self, keys: Iterable[K], *, timeout: float
+    ) -> dict[K, Exception | None]:  # of each
         """Make the services of all keys at once; return for each None, or why it is not ready.
 
         A key that is not ready after `timeout` seconds is a `TimeoutError`; unless others wait for
@@ -106,7 +108,7 @@ class AsyncServices(Generic[K, V]):
             try:
                 async with asyncio.timeout(timeout):
                     await self.get(key)
-            except Exception as error:  # noqa: BLE001 - for the report, whatever it is
+            except Exception as error:  # for the report, whatever it is
                 return error
             return None
 
@@ -137,7 +139,7 @@ class AsyncServices(Generic[K, V]):
         while self._ready:
             try:
                 await self._shut(self._ready.popitem()[1])
-            except Exception as error:  # noqa: BLE001 - raised below, with the others
+            except Exception as error:  # raised below, with the others
                 errors.append(error)
         if errors:
             raise ExceptionGroup("services that did not close", errors)
@@ -202,7 +204,7 @@ def _own(error: Exception) -> Exception:
     """Return a copy for one caller, or the tracebacks of all who waited tangle; if it can be."""
     try:
         own = copy.copy(error)
-    except Exception:  # noqa: BLE001 - its constructor wants more than its args
+    except Exception:  # its constructor wants more than its args
         return error
     own.__cause__ = error
     return own

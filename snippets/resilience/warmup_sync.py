@@ -16,7 +16,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class ServicesClosed(Exception):  # noqa: N818 - a state, not a failure
+class ServicesClosed(Exception):
     """`close()` was called: no service is handed out any more."""
 
 
@@ -87,7 +87,7 @@ class Services(Generic[K, V]):
                 result: V = making.result()
             except CancelledError:  # its thread was interrupted, so somebody else has to
                 continue
-            except Exception as error:  # noqa: BLE001 - raised below
+            except Exception as error:  # raised below
                 failure = error
             else:
                 return result
@@ -106,7 +106,7 @@ class Services(Generic[K, V]):
         def make(key: K) -> None:
             try:
                 self.get(key)
-            except Exception as error:  # noqa: BLE001 - for the report, whatever it is
+            except Exception as error:  # for the report, whatever it is
                 outcomes[key] = error
             else:
                 outcomes[key] = None
@@ -153,7 +153,7 @@ class Services(Generic[K, V]):
         while self._ready:
             try:
                 self._shut(self._ready.popitem()[1])
-            except Exception as error:  # noqa: BLE001 - raised below, with the others
+            except Exception as error:  # raised below, with the others
                 errors.append(error)
         if errors:
             raise ExceptionGroup("services that did not close", errors)
@@ -213,7 +213,7 @@ def _own(error: Exception) -> Exception:
     """Return a copy for one caller, or the tracebacks of all who waited tangle; if it can be."""
     try:
         own = copy.copy(error)
-    except Exception:  # noqa: BLE001 - its constructor wants more than its args
+    except Exception:  # its constructor wants more than its args
         return error
     own.__cause__ = error
     return own

@@ -25,11 +25,11 @@ class DigestError(ValueError):
     """Base of the errors here. No message repeats what was digested, or a key."""
 
 
-class UnsupportedAlgorithm(DigestError):  # noqa: N818 -- what it is, not that it is an error
+class UnsupportedAlgorithm(DigestError):
     """The algorithm is not one of those that Web Crypto knows, or not allowed for this use."""
 
 
-class TooLarge(DigestError):  # noqa: N818 -- what it is, not that it is an error
+class TooLarge(DigestError):
     """The stream is longer than the limit."""
 
 

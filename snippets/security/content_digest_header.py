@@ -13,11 +13,11 @@ _SIZES = {"SHA-512": 64, "SHA-256": 32}  # those that RFC 9530 has as active, st
 _MEMBER = re.compile(r"([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/=]*):(?:;[^,]*)?")
 
 
-class DigestMismatch(DigestError):  # noqa: N818 -- what it is, not that it is an error
+class DigestMismatch(DigestError):
     """The content is not what the digest was made of."""
 
 
-class BadHeader(DigestError):  # noqa: N818 -- what it is, not that it is an error
+class BadHeader(DigestError):
     """A `Content-Digest` header is malformed, or says nothing that can be checked."""
 
 

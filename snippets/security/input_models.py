@@ -41,7 +41,7 @@ class FieldError:
     code: str
 
 
-class InputProblem(Exception):  # noqa: N818 -- an answer, not a fault of the program
+class InputProblem(Exception):
     """The input is refused. `status` is the answer's: 413 for size, 415 for type, else 422."""
 
     def __init__(self, errors: Sequence[FieldError], status: int = 422) -> None:

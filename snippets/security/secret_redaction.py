@@ -63,7 +63,7 @@ class RedactSecrets(logging.Filter):
         """Mask message, arguments, traceback, stack and extra fields. Lets every record pass."""
         try:
             message = record.getMessage()
-        except Exception:  # noqa: BLE001 -- arguments that do not fit; logging must not raise
+        except Exception:  # arguments that do not fit; logging must not raise
             message = f"{record.msg!r} {record.args!r}"
         record.msg, record.args = self.mask(message), ()
         if record.exc_info:

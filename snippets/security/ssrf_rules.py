@@ -72,14 +72,14 @@ class FetchError(httpx2.TransportError):
         self.reason = reason
 
 
-class UrlRefused(FetchError):  # noqa: N818 -- as it reads in an except
+class UrlRefused(FetchError):
     """The URL's form, scheme or port is not allowed, or it redirects too often."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, reason)
 
 
-class AddressRefused(FetchError):  # noqa: N818 -- as it reads in an except
+class AddressRefused(FetchError):
     """`host` has an address that is not public. Reads to the user as any other failure."""
 
     def __init__(self, host: str) -> None:
@@ -87,11 +87,11 @@ class AddressRefused(FetchError):  # noqa: N818 -- as it reads in an except
         self.host = host
 
 
-class Unreachable(FetchError):  # noqa: N818 -- as it reads in an except
+class Unreachable(FetchError):
     """No answer, a broken one, or none in time. Which of them stands in `reason` only."""
 
 
-class TooLarge(FetchError):  # noqa: N818 -- as it reads in an except
+class TooLarge(FetchError):
     """The body is longer than allowed, as sent or after decompression."""
 
     def __init__(self, limit: int) -> None:

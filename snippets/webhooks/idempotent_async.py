@@ -148,5 +148,5 @@ class AsyncInbox(Core[_Pool]):
         try:
             async with self._pool.connection() as conn, conn.transaction():
                 await conn.execute(RELEASE, facts)
-        except Exception:  # noqa: BLE001 -- the handler's own error must not be hidden by this one
+        except Exception:  # the handler's own error must not be hidden by this one
             logger.warning("%s: its claim could not be released; it expires", facts["key"])

@@ -75,7 +75,7 @@ PURGE = (
 )
 
 
-class InProgress(Exception):  # noqa: N818 -- an answer, not a fault of the program
+class InProgress(Exception):
     """Another worker has the event in hand: answer 503, and have it sent again.
 
     `retry_after` is how many seconds that worker's claim still holds, at most.
@@ -86,7 +86,7 @@ class InProgress(Exception):  # noqa: N818 -- an answer, not a fault of the prog
         self.key, self.retry_after = key, retry_after
 
 
-class BodyMismatch(Exception):  # noqa: N818
+class BodyMismatch(Exception):
     """A known id came with another body: nothing was done. Look at it before you act on it."""
 
     def __init__(self, key: str) -> None:
@@ -94,7 +94,7 @@ class BodyMismatch(Exception):  # noqa: N818
         self.key = key
 
 
-class TransactionLost(RuntimeError):  # noqa: N818
+class TransactionLost(RuntimeError):
     """The handler left no transaction to commit. It swallowed a database error, or ended it."""
 
 

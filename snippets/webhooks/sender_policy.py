@@ -20,7 +20,7 @@ Uniform = Callable[[float, float], float]
 _FORM = re.compile(r"(?i:https)://[A-Za-z0-9.:\[\]_-]+([/?]((?![\\#])[!-~])*)?")
 
 
-class EndpointUrlRefused(ValueError):  # noqa: N818
+class EndpointUrlRefused(ValueError):
     """The address cannot be one of a customer's endpoint. The message does not repeat it."""
 
 

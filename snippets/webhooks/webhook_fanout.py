@@ -66,7 +66,7 @@ class Report:
     skipped: Sequence[str] = ()
 
 
-class FanoutIncomplete(Exception):  # noqa: N818 -- do not acknowledge; dispatch again later
+class FanoutIncomplete(Exception):
     """A required handler failed. Those that succeeded are marked, and will not run again."""
 
     def __init__(self, report: Report, required: Sequence[str]) -> None:
@@ -74,7 +74,7 @@ class FanoutIncomplete(Exception):  # noqa: N818 -- do not acknowledge; dispatch
         self.report = report
 
 
-class DuplicateHandler(ValueError):  # noqa: N818
+class DuplicateHandler(ValueError):
     """Two handlers have one name, and would share their marks."""
 
 
@@ -189,7 +189,7 @@ class Fanout:
             except asyncio.CancelledError:
                 await asyncio.wait({mark}, timeout=self._patience)
                 raise
-            except Exception as failure:  # noqa: BLE001 -- not marked, so not done
+            except Exception as failure:  # not marked, so not done
                 error = failure
         if error is not None:
             kind = type(error).__name__
@@ -220,7 +220,7 @@ async def _call(handler: Handler, delivery: _Arrived) -> BaseException | None:
             await result
     except asyncio.CancelledError:
         raise
-    except BaseException as failure:  # noqa: BLE001 -- a SystemExit would end the loop of all others
+    except BaseException as failure:  # a SystemExit would end the loop of all others
         return failure
     return error
 
@@ -228,7 +228,7 @@ async def _call(handler: Handler, delivery: _Arrived) -> BaseException | None:
 def _in_thread(handler: Handler, own: _Arrived) -> tuple[Any, BaseException | None]:
     try:
         return handler(own), None
-    except BaseException as failure:  # noqa: BLE001 -- a StopIteration would never reach the loop
+    except BaseException as failure:  # a StopIteration would never reach the loop
         return None, failure
 
 

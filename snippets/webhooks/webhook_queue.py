@@ -36,7 +36,7 @@ def connect(url: str, *, timeout: float = 5.0, max_connections: int = 50) -> Red
     return Redis.from_pool(pool)
 
 
-class QueueUnavailable(Exception):  # noqa: N818 -- the caller answers 503
+class QueueUnavailable(Exception):
     """Redis is away, slow or full: what was asked may not have happened."""
 
 

@@ -50,7 +50,7 @@ class Verified(Protocol):
         ...
 
 
-class Refused(Exception):  # noqa: N818 -- an answer, not a fault of the program
+class Refused(Exception):
     """The request is answered with `status`; `reason` is for the log."""
 
     def __init__(self, status: int, reason: str) -> None:
@@ -69,7 +69,7 @@ def limit_from_env(environ: Mapping[str, str] = os.environ) -> int:
 async def read_limited(
     request: Request,
     limit: int = LIMIT,
-    timeout: float = 10.0,  # noqa: ASYNC109 -- part of the answer: 408
+    timeout: float = 10.0,  # part of the answer: 408
 ) -> bytes:
     """Return the raw body, if it has at most `limit` bytes and is here within `timeout` seconds.
 

@@ -194,7 +194,7 @@ class WebhookSender:
                         kept += chunk
                         if len(kept) >= READ:
                             break
-        except Exception as error:  # noqa: BLE001 -- whatever a customer's server, or the guard, makes of it
+        except Exception as error:  # whatever a customer's server, or the guard, makes of it
             if status is None:
                 kept += type(error).__name__.encode()
         finally:

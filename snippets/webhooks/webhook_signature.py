@@ -27,7 +27,7 @@ class SecretError(ValueError):
     """A signing secret is missing or unusable. The message never holds the secret."""
 
 
-class BadSignature(Exception):  # noqa: N818 -- an answer, not a fault of the program
+class BadSignature(Exception):
     """The delivery cannot be believed: answer 401, and do nothing else with it.
 
     `reason` is for your log, not for the answer. It repeats nothing that the sender wrote.

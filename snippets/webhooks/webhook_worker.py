@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[Delivery], Awaitable[object]]
 
 
-class Retry(Exception):  # noqa: N818 -- a handler's wish
+class Retry(Exception):
     """Raised by a handler: try again, `after` seconds from now at the earliest."""
 
     def __init__(self, after: float = 0) -> None:
@@ -24,7 +24,7 @@ class Retry(Exception):  # noqa: N818 -- a handler's wish
         self.after = after
 
 
-class Drop(Exception):  # noqa: N818
+class Drop(Exception):
     """Raised by a handler: this can never succeed. The job is dead at once, for `reason`."""
 
     def __init__(self, reason: str) -> None:
@@ -175,6 +175,6 @@ async def _guarded(handler: Handler, delivery: Delivery) -> BaseException | None
         await handler(delivery)
     except asyncio.CancelledError:
         raise
-    except BaseException as error:  # noqa: BLE001 -- a SystemExit would end the loop of all others
+    except BaseException as error:  # a SystemExit would end the loop of all others
         return error
     return None

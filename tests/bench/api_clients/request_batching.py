@@ -10,9 +10,9 @@ from typing import Any
 import aiodataloader
 import strawberry.dataloader
 
-from harness import fake_loop
 from batcher import Batcher
 from bench.kit import Plot, Table, compare, ratio_table, version
+from harness import fake_loop
 
 OURS, KEYS = "this pattern", 100
 

@@ -20,9 +20,9 @@ import strawberry.dataloader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import fake_loop
 from batcher import BatcherClosed, BatchError, BatchFailed, BatchShapeError, KeyMissing
 from bench.api_clients.request_batching import timeline
+from harness import fake_loop
 from servers.http import Uvicorn
 
 # isort: split

@@ -11,8 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from harness import fake_loop
 from deadline import HEADER, Deadline, DeadlineExceeded, current_deadline
+from harness import fake_loop
 from servers.http import Uvicorn
 
 

@@ -23,8 +23,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from harness.fake_loop import on_fake_time
 from fanout_done import SCHEMA, PostgresDone
+from harness.fake_loop import on_fake_time
 from servers.http import Uvicorn
 from webhook_fanout import DoneStore, DuplicateHandler, Fanout, FanoutIncomplete, MemoryDone, Report, _Registered
 
