@@ -9,7 +9,8 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from errors import (
+from error_redaction import one_line, scrub
+from integration_errors import (
     PHRASES,
     AuthenticationError,
     BadResponse,
@@ -22,7 +23,6 @@ from errors import (
     UpstreamTimeout,
     ValidationFailed,
 )
-from redaction import one_line, scrub
 
 # What clients raise, by the name of the class or of a base of it, so that none must be installed:
 # the standard library, httpx2, requests, redis.

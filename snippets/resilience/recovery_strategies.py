@@ -1,4 +1,4 @@
-"""Strategies for `recovery`: refresh a token, wait out a rate limit, fall back to another value."""
+"""Strategies for `error_recovery`: refresh a token, wait out a limit, fall back to a value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import Any
 
-from recovery import Failure, Fallback, GiveUp, Outcome, Retry
+from error_recovery import Failure, Fallback, GiveUp, Outcome, Retry
 
 
 class RefreshToken:

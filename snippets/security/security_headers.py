@@ -1,7 +1,7 @@
 """Security headers on every response of an ASGI application, with a CSP nonce for each page.
 
-Wrap the application from outside (`wrap` in cors.py): what `add_middleware` adds sits inside the
-framework's error handler, and misses the unhandled 500.
+Wrap the application from outside (`wrap` in cors_middleware.py): what `add_middleware` adds sits
+inside the framework's error handler, and misses the unhandled 500.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Any
 import httpcore2
 import httpx2
 
-from ssrf_rules import (
+from ssrf_guard_core import (
     REDIRECTS,
     AddressRefused,
     Body,

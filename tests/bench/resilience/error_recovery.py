@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from bench.kit import Table, compare, ratio_table
-from recovery import Recovery
+from error_recovery import Recovery
 from recovery_strategies import FallbackValue, RefreshToken, WaitRateLimit
 
 CALLS = 1000

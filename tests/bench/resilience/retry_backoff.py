@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bench.kit import Plot, Table, compare, ratio_table, version
-from retry import RetryPolicy, aretry, retry, retrying
+from retry_backoff import RetryPolicy, aretry, retry, retrying
 
 OURS = "this pattern"
 CALLS = 1000

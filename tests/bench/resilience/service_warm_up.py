@@ -11,7 +11,7 @@ import async_lru
 import cachetools
 
 from bench.kit import Table, compare, ratio_table, version
-from warmup import AsyncServices
+from warmup_async import AsyncServices
 from warmup_sync import Services
 
 OURS, CALLS = "this pattern", 2000

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Awaitable, Callable
 
 from bench.kit import Table, compare, ratio_table
-from bulkhead import Bulkhead
-from deadline import Deadline
+from call_bulkhead import Bulkhead
+from call_deadline import Deadline
 
 CALLS = 2000
 

@@ -11,7 +11,7 @@ from secure.middleware import SecureASGIMiddleware
 from starlette.middleware.cors import CORSMiddleware
 
 from bench.kit import Table, compare, ratio_table, version
-from cors import Cors
+from cors_middleware import Cors
 from security_headers import SecurityHeaders, csp_nonce
 
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}

@@ -11,10 +11,10 @@ from typing import Any
 import httpx2
 import safehttpx
 
-import ssrf_guard
+import ssrf_guard_async
 import ssrf_guard_sync
 from bench.kit import Table, compare, version
-from ssrf_rules import Policy
+from ssrf_guard_core import Policy
 
 # In a process of its own: in a thread, server and client would wait for each other's lock.
 SERVER = """
@@ -49,10 +49,10 @@ def _measure(port: int) -> list[Table]:
         def awaited(make: Callable[[], Coroutine[Any, Any, Any]]) -> Callable[[], object]:
             return lambda: runner.run(make())
 
-        guarded = ssrf_guard.guarded_client(policy)
+        guarded = ssrf_guard_async.guarded_client(policy)
         guarded_sync = ssrf_guard_sync.guarded_client(policy)
         plain = httpx2.AsyncClient(trust_env=False)
-        unkept = ssrf_guard.guarded_client(policy, limits=httpx2.Limits(max_keepalive_connections=0))
+        unkept = ssrf_guard_async.guarded_client(policy, limits=httpx2.Limits(max_keepalive_connections=0))
 
         async def theirs() -> object:
             transport = safehttpx.AsyncSecureTransport("127.0.0.1")  # what it makes for each fetch
@@ -60,8 +60,8 @@ def _measure(port: int) -> list[Table]:
 
         light = compare(
             {
-                "this module": awaited(lambda: ssrf_guard.fetch(guarded, url)),
-                "this module, a new connection each time": awaited(lambda: ssrf_guard.fetch(unkept, url)),
+                "this module": awaited(lambda: ssrf_guard_async.fetch(guarded, url)),
+                "this module, a new connection each time": awaited(lambda: ssrf_guard_async.fetch(unkept, url)),
                 "this module, sync": lambda: ssrf_guard_sync.fetch(guarded_sync, url),
                 "httpx2 without a guard, one client": awaited(lambda: plain.get(url)),
             },
@@ -70,7 +70,10 @@ def _measure(port: int) -> list[Table]:
         )
         # Apart, because what loads a processor for so long slows down whoever comes next.
         heavy = compare(
-            {"this module": awaited(lambda: ssrf_guard.fetch(guarded, url)), version("safehttpx"): awaited(theirs)},
+            {
+                "this module": awaited(lambda: ssrf_guard_async.fetch(guarded, url)),
+                version("safehttpx"): awaited(theirs),
+            },
             calls=5,
             rounds=11,
         )

@@ -13,7 +13,7 @@ import redis
 from psycopg_pool import ConnectionPool
 
 from bench.kit import Table, compare, version
-from idempotent import SCHEMA, Inbox
+from idempotent_sync import SCHEMA, Inbox
 from servers.postgres import Postgres
 from servers.valkey import Valkey
 

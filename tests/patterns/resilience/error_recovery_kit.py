@@ -11,8 +11,8 @@ import httpx2
 import pytest
 
 from error_mapping import from_exception
-from errors import AuthenticationError, IntegrationError, RateLimited, ServiceUnavailable
-from recovery import Failure, Outcome, Recovered, Recovery, RecoveryFailed, Retry
+from error_recovery import Failure, Outcome, Recovered, Recovery, RecoveryFailed, Retry
+from integration_errors import AuthenticationError, IntegrationError, RateLimited, ServiceUnavailable
 from recovery_strategies import RefreshToken
 
 

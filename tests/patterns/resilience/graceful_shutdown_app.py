@@ -20,7 +20,7 @@ import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.responses import StreamingResponse
 
-from shutdown import Lifecycle
+from graceful_shutdown import Lifecycle
 
 
 def say(text: str) -> None:

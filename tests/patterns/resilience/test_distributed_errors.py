@@ -30,9 +30,9 @@ from distributed_errors import (
     to_wire,
     unanswered,
 )
-from errors import IntegrationError, ServiceUnavailable, to_problem
-from recovery import Failure
-from retry import RetryPolicy, retry
+from error_recovery import Failure
+from integration_errors import IntegrationError, ServiceUnavailable, to_problem
+from retry_backoff import RetryPolicy, retry
 from retry_scope import current_scope, message_headers, outgoing_headers, redelivery
 from servers.http import Uvicorn
 

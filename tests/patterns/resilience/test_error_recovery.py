@@ -13,7 +13,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errors import (
+from error_recovery import Failure, Fallback, GiveUp, Outcome, Recovered, RecoveryFailed, Retry
+from integration_errors import (
     AuthenticationError,
     Conflict,
     IntegrationError,
@@ -22,14 +23,13 @@ from errors import (
     UpstreamTimeout,
 )
 from patterns.resilience.error_recovery_kit import DOWN, First, Repair, Script, Second, Way, limited, refused
-from recovery import Failure, Fallback, GiveUp, Outcome, Recovered, RecoveryFailed, Retry
 
 # isort: split
 # --8<-- [start:own]
 import pytest
 
-from errors import RateLimited
-from recovery import Recovery
+from error_recovery import Recovery
+from integration_errors import RateLimited
 from recovery_strategies import FallbackValue, WaitRateLimit
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from errors import AuthenticationError, IntegrationError, NotFound
+from error_recovery import Failure, Recovered, Recovery, RecoveryFailed
+from integration_errors import AuthenticationError, IntegrationError, NotFound
 from patterns.resilience.error_recovery_kit import (
     DOWN,
     Client,
@@ -25,7 +26,6 @@ from patterns.resilience.error_recovery_kit import (
     refused,
     version_of,
 )
-from recovery import Failure, Recovered, Recovery, RecoveryFailed
 from recovery_strategies import FallbackValue, RefreshToken, WaitRateLimit
 from servers.http import Uvicorn
 

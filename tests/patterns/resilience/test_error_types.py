@@ -24,9 +24,9 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import errors
+import integration_errors
 from error_mapping import from_response
-from errors import (
+from integration_errors import (
     AuthenticationError,
     BadResponse,
     Conflict,
@@ -46,7 +46,7 @@ import httpx2
 import pytest
 
 from error_mapping import from_exception
-from errors import RateLimited
+from integration_errors import RateLimited
 
 
 def fetch_orders(client: httpx2.Client) -> object:  # yours
@@ -595,7 +595,7 @@ def test_a_problem_of_a_5xx_says_code_title_status_and_instance_and_nothing_else
     error = answered(status, "stack trace of db-7.internal", retry_after="5")
     error.__cause__ = RuntimeError("db-7.internal")
     problem = to_problem(error, instance="/orders/7")
-    title = errors.PHRASES.get(status, "Unknown")
+    title = integration_errors.PHRASES.get(status, "Unknown")
     assert problem == {"title": title, "status": status, "code": error.code, "instance": "/orders/7"}
     assert "instance" not in to_problem(error)
 
@@ -610,7 +610,11 @@ def test_a_problem_of_a_5xx_says_code_title_status_and_instance_and_nothing_else
 )
 def test_an_error_without_a_status_answers_the_one_of_its_type(made: type[IntegrationError], status: int) -> None:
     problem = to_problem(made("x"))
-    assert (problem["status"], problem["title"], problem["code"]) == (status, errors.PHRASES[status], made.code)
+    assert (problem["status"], problem["title"], problem["code"]) == (
+        status,
+        integration_errors.PHRASES[status],
+        made.code,
+    )
     assert ("detail" in problem) is (status < 500)
 
 
@@ -626,10 +630,10 @@ def test_a_status_that_is_no_error_is_answered_as_a_bad_gateway(status: int, ans
 def test_a_problem_of_a_4xx_says_the_message_and_the_fields_too() -> None:
     error = answered(422, json.dumps({"title": "Invalid", "errors": [{"pointer": "#/age", "detail": "is low"}]}))
     assert to_problem(error) == {
-        "title": errors.PHRASES[422],
+        "title": integration_errors.PHRASES[422],
         "status": 422,
         "code": "validation_failed",
-        "detail": "crm answered 422 " + errors.PHRASES[422] + ": is low",
+        "detail": "crm answered 422 " + integration_errors.PHRASES[422] + ": is low",
         "errors": [{"field": "#/age", "detail": "is low"}],
     }
 

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import errors
+import integration_errors
 from error_mapping import from_exception
-from errors import IntegrationError, ValidationFailed, to_problem
-from redaction import one_line, redact, scrub
+from error_redaction import one_line, redact, scrub
+from integration_errors import IntegrationError, ValidationFailed, to_problem
 from servers.http import Uvicorn
 
 HIDDEN = "s3cr3t-value"
@@ -182,9 +182,9 @@ def test_causes_contexts_and_notes_are_scrubbed_in_place_and_stay_the_same_objec
 def test_a_json_log_stream_of_a_real_process_carries_the_facts_and_no_secret(tmp_path: Path) -> None:
     program = f"""
 import json, logging, sys
-sys.path[:0] = [{str(Path(errors.__file__).parent)!r}]
+sys.path[:0] = [{str(Path(integration_errors.__file__).parent)!r}]
 from error_mapping import from_exception
-from redaction import redact
+from error_redaction import redact
 
 class Json(logging.Formatter):
     def format(self, record):

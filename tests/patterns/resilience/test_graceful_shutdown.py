@@ -9,14 +9,14 @@ import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
+from graceful_shutdown import Report
 from harness import fake_loop
-from shutdown import Report
 
 # isort: split
 # --8<-- [start:own]
 import pytest
 
-from shutdown import Lifecycle
+from graceful_shutdown import Lifecycle
 
 
 async def test_your_worker_finishes_its_message_and_takes_no_new_one() -> None:
@@ -194,7 +194,7 @@ async def test_a_tracked_task_is_kept_until_it_ends_and_its_failure_is_logged() 
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign, assignment]
-    logging.getLogger("shutdown").addHandler(handler)
+    logging.getLogger("graceful_shutdown").addHandler(handler)
     try:
         lifecycle = lifecycle_of()
 
@@ -209,7 +209,7 @@ async def test_a_tracked_task_is_kept_until_it_ends_and_its_failure_is_logged() 
         await asyncio.sleep(0.001)
         assert not lifecycle._tasks
     finally:
-        logging.getLogger("shutdown").removeHandler(handler)
+        logging.getLogger("graceful_shutdown").removeHandler(handler)
     assert [record.getMessage() for record in records] == ["background task mailer failed"]
     assert records[0].exc_info
     assert isinstance(records[0].exc_info[1], ValueError)

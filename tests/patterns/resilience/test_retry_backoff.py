@@ -17,13 +17,13 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retry import RetryBudget, aretry
+from retry_backoff import RetryBudget, aretry
 
 # isort: split
 # --8<-- [start:own]
 import pytest
 
-from retry import RetryPolicy, retry, retrying
+from retry_backoff import RetryPolicy, retry, retrying
 
 
 def test_your_call_survives_two_blips_and_reports_an_outage() -> None:
@@ -410,7 +410,7 @@ def test_an_error_whose_text_raises_is_retried_and_raised_like_any_other(run: Ru
 
 
 def test_a_retry_is_logged_by_the_name_of_its_error_and_not_by_its_text(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "retry")
+    caplog.set_level(logging.INFO, "retry_backoff")
     retry(policy_of(Clock(), base=1.0), Flaky(1, lambda: ConnectionError("https://user:secret@host")))
     assert caplog.messages == ["attempt 1 of 5: ConnectionError, next in 1.00 s"]
 

@@ -20,7 +20,7 @@ import stamina
 import tenacity
 
 from bench.resilience.retry_backoff import ATTEMPTS, BASE, BEFORE, CAP, CLIENTS, crowds, instants
-from retry import RetryPolicy, aretry, retry, retrying
+from retry_backoff import RetryPolicy, aretry, retry, retrying
 from servers.http import Uvicorn
 
 

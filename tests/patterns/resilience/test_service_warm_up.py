@@ -16,15 +16,15 @@ import psycopg
 import psycopg_pool
 import redis.asyncio as redis
 
-import warmup
+import warmup_async
 from harness.fake_loop import on_fake_time
-from warmup import ServicesClosed, keys_to_warm
+from warmup_async import ServicesClosed, keys_to_warm
 
 # isort: split
 # --8<-- [start:own]
 import pytest
 
-from warmup import AsyncServices
+from warmup_async import AsyncServices
 
 
 async def test_your_client_is_made_once_and_closed_once() -> None:
@@ -433,12 +433,12 @@ def test_another_event_loop_is_refused_even_for_what_is_ready() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
-@pytest.mark.parametrize("kind", ["warmup", "warmup_sync"])
+@pytest.mark.parametrize("kind", ["warmup_async", "warmup_sync"])
 def test_after_a_fork_the_child_makes_its_own_and_closes_none_of_its_parent(kind: str) -> None:
     program = {
-        "warmup": """
+        "warmup_async": """
 import asyncio, os
-from warmup import AsyncServices
+from warmup_async import AsyncServices
 async def create(key): return os.getpid()
 async def close(service): assert service == os.getpid(), "closed the parent's"
 services = AsyncServices(create, close=close)
@@ -468,7 +468,7 @@ if child == 0:
     program += "os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
-        env={"PYTHONPATH": str(Path(warmup.__file__).parent)},
+        env={"PYTHONPATH": str(Path(warmup_async.__file__).parent)},
         timeout=20,
         check=False,
     )
@@ -479,7 +479,7 @@ def test_forgetting_closes_nothing_and_begins_anew() -> None:
     factory = Factory()
     services = factory.services()
     asyncio.run(services.get("db"))
-    warmup._after_fork()
+    warmup_async._after_fork()
     asyncio.run(services.get("db"))  # on another loop, too
     assert [service.closed for service in factory.made] == [0, 0]
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from deadline import HEADER, Deadline, DeadlineExceeded, current_deadline
+from call_deadline import HEADER, Deadline, DeadlineExceeded, current_deadline
 from harness import fake_loop
 from servers.http import Uvicorn
 

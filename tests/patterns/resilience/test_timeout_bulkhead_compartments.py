@@ -12,15 +12,15 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from bulkhead import Stats
-from deadline import Deadline, DeadlineExceeded, current_deadline
+from call_bulkhead import Stats
+from call_deadline import Deadline, DeadlineExceeded, current_deadline
 from harness.fake_loop import on_fake_time
 
 # isort: split
 # --8<-- [start:own]
 import pytest
 
-from bulkhead import Bulkhead, BulkheadFull
+from call_bulkhead import Bulkhead, BulkheadFull
 
 
 async def test_your_service_refuses_the_call_that_does_not_fit_and_works_again_after_it() -> None:

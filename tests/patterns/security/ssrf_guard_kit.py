@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import ssrf_guard
+import ssrf_guard_async
 import ssrf_guard_sync
-from ssrf_rules import Fetched, Policy
+from ssrf_guard_core import Fetched, Policy
 
 _NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # to load the usual authorities takes its time
 Answer = bytes | Callable[[socket.socket], None]
@@ -81,7 +81,7 @@ class Site:
 class Async:
     """The async twin, called as the sync one is."""
 
-    module: Any = ssrf_guard
+    module: Any = ssrf_guard_async
 
     @contextlib.contextmanager
     def client(self, policy: Policy | None = None, lookup: Lookup | None = None, **options: Any) -> Iterator[Any]:
@@ -93,13 +93,13 @@ class Async:
             options["resolve"] = resolve
         options.setdefault("verify", _NOBODY)
         with asyncio.Runner() as runner:
-            client = ssrf_guard.guarded_client(policy, **options)
+            client = ssrf_guard_async.guarded_client(policy, **options)
             self._run = runner.run
             yield client
             runner.run(client.aclose())
 
     def fetch(self, client: Any, url: str, **options: Any) -> Fetched:
-        return self._run(ssrf_guard.fetch(client, url, **options))
+        return self._run(ssrf_guard_async.fetch(client, url, **options))
 
     def get(self, client: Any, url: str, **options: Any) -> Any:
         return self._run(client.get(url, **options))

@@ -20,7 +20,7 @@ from fastapi.responses import PlainTextResponse
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.testclient import TestClient
 
-from cors import wrap
+from cors_middleware import wrap
 from patterns.security.security_headers_app import ask, build, parse, values
 from security_headers import CSP, Policy, PolicyError, SecurityHeaders, csp_nonce
 from servers.http import Uvicorn

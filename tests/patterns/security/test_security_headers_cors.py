@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from starlette.middleware.cors import CORSMiddleware
 from starlette.testclient import TestClient
 
-from cors import Cors, origins_from, wrap
+from cors_middleware import Cors, origins_from, wrap
 from patterns.security.security_headers_app import Headers, ask, build, values
 from security_headers import PolicyError
 from servers.http import Uvicorn

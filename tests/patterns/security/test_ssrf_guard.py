@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssrf_rules import (
+from ssrf_guard_core import (
     AddressRefused,
     Body,
     FetchError,
@@ -345,8 +345,8 @@ import socket
 
 import pytest
 
+from ssrf_guard_core import AddressRefused, Policy
 from ssrf_guard_sync import fetch, guarded_client
-from ssrf_rules import AddressRefused, Policy
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]"])

@@ -21,10 +21,10 @@ import httpx2
 import pytest
 import trustme
 
-import ssrf_guard
+import ssrf_guard_async
 import ssrf_guard_sync
 from patterns.security.ssrf_guard_kit import Async, Site, Sync, answer, redirect
-from ssrf_rules import AddressRefused, FetchError, Policy, TooLarge, Unreachable, UrlRefused
+from ssrf_guard_core import AddressRefused, FetchError, Policy, TooLarge, Unreachable, UrlRefused
 
 Twin = Async | Sync
 UNIFORM = "the URL cannot be fetched"
@@ -78,16 +78,16 @@ def loopback(host: str, port: int) -> list[str]:
 def test_both_twins_offer_the_same_names() -> None:
     shown = [
         {n for n, o in vars(m).items() if not n.startswith("_") and getattr(o, "__module__", "") == m.__name__}
-        for m in (ssrf_guard, ssrf_guard_sync)
+        for m in (ssrf_guard_async, ssrf_guard_sync)
     ]
     assert shown[0] == shown[1] == {"GuardedBackend", "GuardedClient", "guarded_client", "fetch"}
-    ours, theirs = (list(inspect.signature(m.fetch).parameters) for m in (ssrf_guard, ssrf_guard_sync))
+    ours, theirs = (list(inspect.signature(m.fetch).parameters) for m in (ssrf_guard_async, ssrf_guard_sync))
     assert [*ours, "clock"] == theirs
-    for module in (ssrf_guard, ssrf_guard_sync):
+    for module in (ssrf_guard_async, ssrf_guard_sync):
         defaults = {name: p.default for name, p in inspect.signature(module.fetch).parameters.items()}
         limits = (defaults["max_bytes"], defaults["max_redirects"], defaults["deadline"])
         assert limits == (5_000_000, 3, 15.0)
-    assert inspect.signature(ssrf_guard.guarded_client).parameters.keys() == (
+    assert inspect.signature(ssrf_guard_async.guarded_client).parameters.keys() == (
         inspect.signature(ssrf_guard_sync.guarded_client).parameters.keys()
     )
 
@@ -508,12 +508,12 @@ def test_a_lookup_that_hangs_ends_with_the_time_to_connect() -> None:
         return []
 
     async def main() -> None:
-        async with ssrf_guard.guarded_client(resolve=hangs, timeout=0.02) as client:
+        async with ssrf_guard_async.guarded_client(resolve=hangs, timeout=0.02) as client:
             with pytest.raises(Unreachable) as caught:
-                await ssrf_guard.fetch(client, "https://a.test/")
+                await ssrf_guard_async.fetch(client, "https://a.test/")
             assert caught.value.reason == "ConnectTimeout: connecting took too long"
             with pytest.raises(Unreachable) as caught:
-                await ssrf_guard.fetch(client, "https://a.test/", deadline=0.01)
+                await ssrf_guard_async.fetch(client, "https://a.test/", deadline=0.01)
             assert caught.value.reason == "no whole answer within 0.01 s"
 
     asyncio.run(main())

@@ -12,8 +12,8 @@ from typing import Any
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-from idempotent import Inbox, Outcome
 from idempotent_async import AsyncInbox
+from idempotent_sync import Inbox, Outcome
 
 #: A handler of either kind: it yields SQL to be run, and may return a value.
 Steps = Callable[[], Generator[str, None, Any]]

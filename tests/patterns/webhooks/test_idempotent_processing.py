@@ -27,8 +27,8 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
 import idempotent_core
-from idempotent import SCHEMA, BodyMismatch, Inbox, InProgress, Outcome, Status, TransactionLost, event_key
 from idempotent_async import AsyncInbox
+from idempotent_sync import SCHEMA, BodyMismatch, Inbox, InProgress, Outcome, Status, TransactionLost, event_key
 from patterns.webhooks.idempotent_processing_kit import Steps, Twin, pool_of
 
 TABLES = "CREATE TABLE ledger (source text, event_id text)"
@@ -741,7 +741,7 @@ import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 
-from idempotent import SCHEMA, Inbox, Status
+from idempotent_sync import SCHEMA, Inbox, Status
 
 
 def book(conn: psycopg.Connection) -> None:  # your handler

@@ -10,8 +10,8 @@ import pytest
 from standardwebhooks import Webhook
 
 from patterns.webhooks.webhook_sender_kit import KEY, Customer
-from ssrf_guard import guarded_client
-from ssrf_rules import Policy
+from ssrf_guard_async import guarded_client
+from ssrf_guard_core import Policy
 from webhook_sender import Endpoint, Message, Outcome, WebhookSender
 from webhook_signature import sign
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from redaction import one_line, redact
+from error_redaction import one_line, redact
 
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
