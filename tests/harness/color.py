@@ -26,6 +26,7 @@ class Color:
         self._closing: list[Callable[[], object]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()  # threads that call at once get the same loop
 
     @property
     def is_async(self) -> bool:
@@ -39,12 +40,13 @@ class Color:
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop in its thread; it starts when it is first asked for."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._loop.set_default_executor(ThreadPoolExecutor(128))
-            self._thread = threading.Thread(target=self._loop.run_forever, name="the async color", daemon=True)
-            self._thread.start()
-        return self._loop
+        with self._starting:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._loop.set_default_executor(ThreadPoolExecutor(128))
+                self._thread = threading.Thread(target=self._loop.run_forever, name="the async color", daemon=True)
+                self._thread.start()
+            return self._loop
 
     def run(self, result: Any, within: float = 30.0) -> Any:
         """Return a result, or what it gives when awaited; what a call raised is raised."""
