@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
-import os
 import time
-import weakref
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
+from warmup_core import KnownFailures, ServicesClosed, check_timeout, forget_after_fork, own_copy
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-
-
-class ServicesClosed(Exception):
-    """`aclose()` was called: no service is handed out any more."""
 
 
 class _Making(Generic[V]):
@@ -57,13 +52,13 @@ class AsyncServices(Generic[K, V]):
         failure_ttl: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not failure_ttl >= 0:
-            raise ValueError(f"failure_ttl must be 0 or more, not {failure_ttl}")
-        self._create, self._prewarm, self._close = create, prewarm, close
-        self._failure_ttl, self._clock = failure_ttl, clock
+        self._create = create
+        self._prewarm = prewarm
+        self._close = close
+        self._failed: KnownFailures[K] = KnownFailures(failure_ttl, clock)
         self._closed = False
         self.forget()
-        _all.add(self)
+        forget_after_fork(self)
 
     def forget(self) -> None:
         """Begin with none, and close none: in a forked child they belong to the parent."""
@@ -71,7 +66,7 @@ class AsyncServices(Generic[K, V]):
         self._ready: dict[K, V] = {}  # in the order of creation
         self._making: dict[K, _Making[V]] = {}
         self._tasks: set[asyncio.Task[V]] = set()  # those in _making, and those nobody waits for
-        self._failed: dict[K, tuple[Exception, float]] = {}  # and until when
+        self._failed.forget_all()
 
     async def get(self, key: K) -> V:
         """Return the service of a key, made now if need be.
@@ -82,7 +77,7 @@ class AsyncServices(Generic[K, V]):
         """
         if asyncio.get_running_loop() is self._loop and key in self._ready:
             return self._ready[key]
-        making = self._joined(key)
+        making = self._join_creation(key)
         making.waiters += 1
         try:
             return await asyncio.shield(making.task)
@@ -93,16 +88,16 @@ class AsyncServices(Generic[K, V]):
             if making.waiters == 0 and not making.task.done():
                 del self._making[key]
                 making.task.cancel()
-        raise _own(failure)
+        raise own_copy(failure)
 
-    async def warm(
-        self, keys: Iterable[K], *, timeout: float
-    ) -> dict[K, Exception | None]:  # of each
+    async def warm(self, keys: Iterable[K], *, timeout: float) -> dict[K, Exception | None]:
         """Make the services of all keys at once; return for each None, or why it is not ready.
 
         A key that is not ready after `timeout` seconds is a `TimeoutError`; unless others wait for
-        it, its creation is cancelled. One key does not stop the others.
+        it, its creation is cancelled. One key does not stop the others. Raises `ValueError` for a
+        timeout that is not above 0.
         """
+        check_timeout(timeout)
 
         async def outcome(key: K) -> Exception | None:
             try:
@@ -123,9 +118,9 @@ class AsyncServices(Generic[K, V]):
         """Close the service of a key, after its creation; the next `get` makes a new one."""
         if making := self._making.get(key):
             await asyncio.wait([making.task])
-        self._failed.pop(key, None)
+        self._failed.forget(key)
         if key in self._ready:
-            await self._shut(self._ready.pop(key))
+            await self._close_service(self._ready.pop(key))
 
     async def aclose(self) -> None:
         """Close all services, the newest first, after those that are still being made.
@@ -138,32 +133,32 @@ class AsyncServices(Generic[K, V]):
         errors = []
         while self._ready:
             try:
-                await self._shut(self._ready.popitem()[1])
+                await self._close_service(self._ready.popitem()[1])
             except Exception as error:  # raised below, with the others
                 errors.append(error)
         if errors:
             raise ExceptionGroup("services that did not close", errors)
 
-    def _joined(self, key: K) -> _Making[V]:
+    def _join_creation(self, key: K) -> _Making[V]:
         loop = asyncio.get_running_loop()
         if self._closed:
-            raise ServicesClosed("the services are closed")
+            raise ServicesClosed
         if self._loop is None:
             self._loop = loop
         elif self._loop is not loop:
             raise RuntimeError("these services belong to another event loop: make some for each")
         making = self._making.get(key)
         if making is None:
-            self._raise_known_failure(key)
+            self._failed.raise_known(key)
             making = self._making[key] = _Making()
-            making.task = loop.create_task(self._make(key, making))
+            making.task = loop.create_task(self._make_service(key, making))
             self._tasks.add(making.task)
             making.task.add_done_callback(self._tasks.discard)
         elif making in _inside.get():
             raise RuntimeError(f"the service of {key!r} needs itself")
         return making
 
-    async def _make(self, key: K, making: _Making[V]) -> V:
+    async def _make_service(self, key: K, making: _Making[V]) -> V:
         _inside.set(_inside.get() | {making})
         try:
             service = await self._create(key)
@@ -172,56 +167,21 @@ class AsyncServices(Generic[K, V]):
                     await self._prewarm(service)
             except BaseException:
                 with contextlib.suppress(Exception):  # what failed first is what to tell
-                    await self._shut(service)
+                    await self._close_service(service)
                 raise
         except Exception as error:
-            if self._failure_ttl > 0:
-                self._failed[key] = error, self._clock() + self._failure_ttl
+            self._failed.keep(key, error)
             raise
         finally:
             wanted = self._making.get(key) is making
             if wanted:
                 del self._making[key]
         if not wanted:  # everybody left, and it did not heed the cancellation
-            await self._shut(service)
+            await self._close_service(service)
             raise asyncio.CancelledError
         self._ready[key] = service
         return service
 
-    async def _shut(self, service: V) -> None:
+    async def _close_service(self, service: V) -> None:
         if self._close is not None:
             await self._close(service)
-
-    def _raise_known_failure(self, key: K) -> None:
-        now = self._clock()
-        for old in [old for old, (_, until) in self._failed.items() if now >= until]:
-            del self._failed[old]
-        if key in self._failed:
-            raise _own(self._failed[key][0])
-
-
-def _own(error: Exception) -> Exception:
-    """Return a copy for one caller, or the tracebacks of all who waited tangle; if it can be."""
-    try:
-        own = copy.copy(error)
-    except Exception:  # its constructor wants more than its args
-        return error
-    own.__cause__ = error
-    return own
-
-
-def keys_to_warm(variable: str = "WARM_ON_START") -> list[str]:
-    """Return the keys that an environment variable lists, separated by commas; none if unset."""
-    return [key.strip() for key in os.environ.get(variable, "").split(",") if key.strip()]
-
-
-_all: weakref.WeakSet[AsyncServices[Any, Any]] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for services in _all:
-        services.forget()
-
-
-# Not on Windows, where nothing forks.
-getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_after_fork)

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import CancelledError, Future
 from typing import Any, Generic, TypeVar
 
+from warmup_core import KnownFailures, ServicesClosed, check_timeout, forget_after_fork, own_copy
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-
-
-class ServicesClosed(Exception):
-    """`close()` was called: no service is handed out any more."""
 
 
 class _Making(Future[Any]):
@@ -53,20 +48,20 @@ class Services(Generic[K, V]):
         failure_ttl: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not failure_ttl >= 0:
-            raise ValueError(f"failure_ttl must be 0 or more, not {failure_ttl}")
-        self._create, self._prewarm, self._close = create, prewarm, close
-        self._failure_ttl, self._clock = failure_ttl, clock
+        self._create = create
+        self._prewarm = prewarm
+        self._close = close
+        self._failed: KnownFailures[K] = KnownFailures(failure_ttl, clock)
         self._closed = False
         self.forget()
-        _all.add(self)
+        forget_after_fork(self)
 
     def forget(self) -> None:
         """Begin with none, and close none: in a forked child they belong to the parent."""
         self._lock = threading.Lock()
         self._ready: dict[K, V] = {}  # in the order of creation
         self._making: dict[K, _Making] = {}
-        self._failed: dict[K, tuple[Exception, float]] = {}  # and until when
+        self._failed.forget_all()
 
     def get(self, key: K) -> V:
         """Return the service of a key, made now if need be.
@@ -78,11 +73,11 @@ class Services(Generic[K, V]):
             if key in self._ready:
                 with contextlib.suppress(KeyError):  # discarded in between
                     return self._ready[key]
-            making, mine = self._joined(key)
+            making, mine = self._join_creation(key)
             if making is None:
                 continue
             if mine:
-                return self._make(key, making)
+                return self._make_service(key, making)
             try:
                 result: V = making.result()
             except CancelledError:  # its thread was interrupted, so somebody else has to
@@ -91,17 +86,17 @@ class Services(Generic[K, V]):
                 failure = error
             else:
                 return result
-            raise _own(failure)
+            raise own_copy(failure)
 
     def warm(self, keys: Iterable[K], *, timeout: float) -> dict[K, Exception | None]:
         """Make the services of all keys at once; return for each None, or why it is not ready.
 
         A key that is not ready after `timeout` seconds is a `TimeoutError`. A thread cannot be
         stopped: its creation goes on, and is kept if it ends well. One key does not stop
-        the others.
+        the others. Raises `ValueError` for a timeout that is not above 0.
         """
-        report: dict[K, Exception | None] = {}
-        unfinished = f"not ready after {timeout} s"
+        check_timeout(timeout)
+        outcomes: dict[K, Exception | None] = {}
 
         def make(key: K) -> None:
             try:
@@ -111,16 +106,15 @@ class Services(Generic[K, V]):
             else:
                 outcomes[key] = None
 
-        outcomes: dict[K, Exception | None] = {}
         wanted = list(dict.fromkeys(keys))
         threads = [threading.Thread(target=make, args=(key,), daemon=True) for key in wanted]
         for thread in threads:
             thread.start()
         end = time.monotonic() + timeout
-        for key, thread in zip(wanted, threads, strict=True):
+        for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
-            report[key] = outcomes.get(key, TimeoutError(unfinished))
-        return report
+        unfinished = f"not ready after {timeout} s"
+        return {key: outcomes.get(key, TimeoutError(unfinished)) for key in wanted}
 
     def peek(self, key: K) -> V | None:
         """Return the service of a key if it is ready, without making it."""
@@ -132,11 +126,11 @@ class Services(Generic[K, V]):
             with contextlib.suppress(Exception):
                 making.result()
         with self._lock:
-            self._failed.pop(key, None)
+            self._failed.forget(key)
             if key not in self._ready:
                 return
             service = self._ready.pop(key)
-        self._shut(service)
+        self._close_service(service)
 
     def close(self) -> None:
         """Close all services, the newest first, after those that are still being made.
@@ -152,29 +146,29 @@ class Services(Generic[K, V]):
         errors = []
         while self._ready:
             try:
-                self._shut(self._ready.popitem()[1])
+                self._close_service(self._ready.popitem()[1])
             except Exception as error:  # raised below, with the others
                 errors.append(error)
         if errors:
             raise ExceptionGroup("services that did not close", errors)
 
-    def _joined(self, key: K) -> tuple[_Making | None, bool]:
+    def _join_creation(self, key: K) -> tuple[_Making | None, bool]:
         """Return the creation of a key and whether it is ours; None when it is ready by now."""
         with self._lock:
             if self._closed:
-                raise ServicesClosed("the services are closed")
+                raise ServicesClosed
             if key in self._ready:
                 return None, False
             making = self._making.get(key)
             if making is None:
-                self._raise_known_failure(key)
+                self._failed.raise_known(key)
                 making = self._making[key] = _Making()
                 return making, True
         if making.thread == threading.get_ident():
             raise RuntimeError(f"the service of {key!r} needs itself")
         return making, False
 
-    def _make(self, key: K, making: _Making) -> V:
+    def _make_service(self, key: K, making: _Making) -> V:
         try:
             service = self._create(key)
             try:
@@ -182,13 +176,13 @@ class Services(Generic[K, V]):
                     self._prewarm(service)
             except BaseException:
                 with contextlib.suppress(Exception):  # what failed first is what to tell
-                    self._shut(service)
+                    self._close_service(service)
                 raise
         except BaseException as error:
             with self._lock:
                 del self._making[key]
-                if isinstance(error, Exception) and self._failure_ttl > 0:
-                    self._failed[key] = error, self._clock() + self._failure_ttl
+                if isinstance(error, Exception):
+                    self._failed.keep(key, error)
             making.set_exception(error if isinstance(error, Exception) else CancelledError())
             raise
         with self._lock:
@@ -197,40 +191,6 @@ class Services(Generic[K, V]):
         making.set_result(service)
         return service
 
-    def _shut(self, service: V) -> None:
+    def _close_service(self, service: V) -> None:
         if self._close is not None:
             self._close(service)
-
-    def _raise_known_failure(self, key: K) -> None:
-        now = self._clock()
-        for old in [old for old, (_, until) in self._failed.items() if now >= until]:
-            del self._failed[old]
-        if key in self._failed:
-            raise _own(self._failed[key][0])
-
-
-def _own(error: Exception) -> Exception:
-    """Return a copy for one caller, or the tracebacks of all who waited tangle; if it can be."""
-    try:
-        own = copy.copy(error)
-    except Exception:  # its constructor wants more than its args
-        return error
-    own.__cause__ = error
-    return own
-
-
-def keys_to_warm(variable: str = "WARM_ON_START") -> list[str]:
-    """Return the keys that an environment variable lists, separated by commas; none if unset."""
-    return [key.strip() for key in os.environ.get(variable, "").split(",") if key.strip()]
-
-
-_all: weakref.WeakSet[Services[Any, Any]] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for services in _all:
-        services.forget()
-
-
-# Not on Windows, where nothing forks.
-getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_after_fork)
