@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
 from psycopg import AsyncConnection
@@ -20,28 +21,18 @@ from idempotent_core import (
     LOOK,
     PURGE,
     RELEASE,
-    SCHEMA,
     TRIES,
-    BodyMismatch,
-    Core,
+    InboxSettings,
     InProgress,
     Outcome,
     Status,
     TransactionLost,
-    event_key,
+    check_claim,
+    check_known,
+    check_open,
     logger,
 )
 
-__all__ = [
-    "SCHEMA",
-    "AsyncInbox",
-    "BodyMismatch",
-    "InProgress",
-    "Outcome",
-    "Status",
-    "TransactionLost",
-    "event_key",
-]
 T = TypeVar("T")
 
 
@@ -53,8 +44,33 @@ class _Pool(Protocol):
         ...
 
 
-class AsyncInbox(Core[_Pool]):
-    """Runs the handler of an event once, for all processes and machines that share a database."""
+class AsyncInbox:
+    """Runs the handler of an event once, for all processes and machines that share a database.
+
+    Args:
+        pool: Lends psycopg connections.
+        claim_ttl: How long a claim of `run_external` holds, in seconds. Longer than the handler's
+            own time limit: afterwards the worker counts as dead.
+        keep: How long events are remembered. Longer than the provider goes on sending.
+        wait: How long, in seconds, `run` waits for a lock: for another worker that has the event,
+            and then in each statement of the handler.
+        clock: Returns an aware datetime. None: the database's own clock.
+
+    Raises:
+        ValueError: `keep` is not above 3 days and `claim_ttl`, or a time is not above 0.
+    """
+
+    def __init__(
+        self,
+        pool: _Pool,
+        *,
+        claim_ttl: float = 60,
+        keep: timedelta = timedelta(days=30),
+        wait: float = 10,
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._settings = InboxSettings(claim_ttl, keep, wait, clock)
 
     async def run(
         self,
@@ -75,13 +91,13 @@ class AsyncInbox(Core[_Pool]):
             TransactionLost: The handler left no transaction to commit; nothing is persisted.
             Exception: What the handler raises; nothing is persisted.
         """
-        facts = self._facts(source, event_id, body, None)
+        facts = self._settings.facts_of(source, event_id, body, leased=False)
         for _ in range(TRIES - 1):
             try:
-                return await self._run(facts, handler)
+                return await self._run_once(facts, handler)
             except (SerializationFailure, DeadlockDetected):
                 logger.info("%s: gave way to another transaction, once more", facts["key"])
-        return await self._run(facts, handler)
+        return await self._run_once(facts, handler)
 
     async def run_external(
         self,
@@ -101,50 +117,52 @@ class AsyncInbox(Core[_Pool]):
             BodyMismatch: The event is known with another `body`.
             Exception: What the handler raises; the claim is released.
         """
-        facts = self._facts(source, event_id, body, self._ttl)
+        facts = self._settings.facts_of(source, event_id, body, leased=True)
         async with self._pool.connection() as conn, conn.transaction():
-            if not await self._take(conn, facts):
+            if not await self._claim_event(conn, facts):
                 return Outcome(Status.DUPLICATE)
         try:
             value = await handler(facts["key"])
         except BaseException:
-            await self._release(facts)
+            await self._release_claim(facts)
             raise
         async with self._pool.connection() as conn, conn.transaction():
             cursor = conn.cursor(row_factory=tuple_row)
-            await cursor.execute(FINISH, facts | self._now())
-            self._finished(facts, await cursor.fetchone())
+            await cursor.execute(FINISH, facts | self._settings.now())
+            check_claim(facts, await cursor.fetchone())
         return Outcome(Status.PROCESSED, value)
 
     async def purge(self) -> int:
         """Forget what was claimed longer than `keep` ago, and return how many. Call it daily."""
         async with self._pool.connection() as conn, conn.transaction():
-            return (await conn.execute(PURGE, self._now() | {"keep": self._keep})).rowcount
+            bounds = self._settings.now() | {"keep": self._settings.keep}
+            purged = await conn.execute(PURGE, bounds)
+            return purged.rowcount
 
-    async def _run(
+    async def _run_once(
         self, facts: dict[str, Any], handler: Callable[[AsyncConnection[Any]], Awaitable[T]]
     ) -> Outcome[T]:
         async with self._pool.connection() as conn, conn.transaction():
-            if not await self._take(conn, facts):
+            if not await self._claim_event(conn, facts):
                 return Outcome(Status.DUPLICATE)
             value = await handler(conn)
-            self._still_open(conn.info.transaction_status)
+            check_open(conn.info.transaction_status)
             return Outcome(Status.PROCESSED, value)
         raise TransactionLost("the handler rolled back")  # psycopg.Rollback raises nothing
 
-    async def _take(self, conn: AsyncConnection[Any], facts: dict[str, Any]) -> bool:
+    async def _claim_event(self, conn: AsyncConnection[Any], facts: dict[str, Any]) -> bool:
         cursor = conn.cursor(row_factory=tuple_row)
         try:
-            await cursor.execute(CLAIM, facts | self._now())
+            await cursor.execute(CLAIM, facts | self._settings.now())
         except LockNotAvailable:
-            raise self._busy(facts) from None
+            raise InProgress(facts["key"], self._settings.wait) from None
         if await cursor.fetchone():
             return True
-        await cursor.execute(LOOK, facts | self._now())
-        self._judge(facts, await cursor.fetchone())
+        await cursor.execute(LOOK, facts | self._settings.now())
+        check_known(facts, await cursor.fetchone())
         return False
 
-    async def _release(self, facts: dict[str, Any]) -> None:
+    async def _release_claim(self, facts: dict[str, Any]) -> None:
         try:
             async with self._pool.connection() as conn, conn.transaction():
                 await conn.execute(RELEASE, facts)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import inspect
 import logging
+import math
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -15,7 +17,6 @@ from typing import Any, Generic, TypeVar
 from psycopg.pq import TransactionStatus
 
 T = TypeVar("T")
-P = TypeVar("P")
 logger = logging.getLogger(__name__)
 
 SCHEMA = """
@@ -35,7 +36,8 @@ TRIES = 3  # of a transaction that PostgreSQL gave up for the sake of another on
 
 # No colon in the source, or "a:b" + "c" and "a" + "b:c" would be one key. Visible ASCII in the
 # id, because the key becomes a header.
-_SOURCE, _EVENT_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}"), re.compile(r"[!-~]{1,255}")
+_SOURCE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_EVENT_ID = re.compile(r"[!-~]{1,255}")
 
 # A row that another transaction has written and not committed is waited for. After its commit
 # there is a conflict, after its rollback there is none. A dead claim is taken over by one only: the
@@ -83,7 +85,8 @@ class InProgress(Exception):
 
     def __init__(self, key: str, retry_after: float) -> None:
         super().__init__(f"{key} is being processed by another worker")
-        self.key, self.retry_after = key, retry_after
+        self.key = key
+        self.retry_after = retry_after
 
 
 class BodyMismatch(Exception):
@@ -125,78 +128,83 @@ def event_key(source: str, event_id: str) -> str:
     return f"{source}:{event_id}"
 
 
-class Core(Generic[P]):
-    """Settings, parameters and verdicts.
+@dataclass(frozen=True, slots=True)
+class InboxSettings:
+    """What an inbox was made with, and the parameters of its statements.
 
     Args:
-        pool: Lends psycopg connections.
-        claim_ttl: How long a claim of `run_external` holds, in seconds. Longer than the handler's
-            own time limit: afterwards the worker counts as dead.
-        keep: How long events are remembered. Longer than the provider goes on sending.
-        wait: How long, in seconds, `run` waits for a lock: for another worker that has the event,
-            and then in each statement of the handler.
+        claim_ttl: How long a claim of `run_external` holds, in seconds.
+        keep: How long events are remembered.
+        wait: How long, in seconds, `run` waits for a lock.
         clock: Returns an aware datetime. None: the database's own clock.
 
     Raises:
         ValueError: `keep` is not above 3 days and `claim_ttl`, or a time is not above 0.
     """
 
-    def __init__(
-        self,
-        pool: P,
-        *,
-        claim_ttl: float = 60,
-        keep: timedelta = timedelta(days=30),
-        wait: float = 10,
-        clock: Callable[[], datetime] | None = None,
-    ) -> None:
-        if not 0 < claim_ttl < keep.total_seconds() or keep <= MIN_KEEP or wait <= 0:
-            raise ValueError(
-                "keep must exceed 3 days and claim_ttl; claim_ttl and wait must exceed 0"
-            )
-        self._pool, self._clock, self._wait = pool, clock, wait
-        self._ttl, self._keep = timedelta(seconds=claim_ttl), keep
+    claim_ttl: float
+    keep: timedelta
+    wait: float
+    clock: Callable[[], datetime] | None
 
-    def _facts(
-        self, source: str, event_id: str, body: bytes | None, lease: timedelta | None
+    def __post_init__(self) -> None:
+        for name, seconds in (("claim_ttl", self.claim_ttl), ("wait", self.wait)):
+            if not (_is_number(seconds) and seconds > 0):
+                raise ValueError(f"{name} must be a number of seconds over 0, got {seconds!r}")
+        if self.keep <= MIN_KEEP or self.keep.total_seconds() <= self.claim_ttl:
+            raise ValueError(f"keep must be over 3 days and over claim_ttl, got {self.keep}")
+
+    def facts_of(
+        self, source: str, event_id: str, body: bytes | None, *, leased: bool
     ) -> dict[str, Any]:
+        """Return the parameters of an event's statements, under a claim of its own."""
         return {
             "key": event_key(source, event_id),
             "source": source,
             "event_id": event_id,
             "digest": None if body is None else hashlib.sha256(body).digest(),
             "claim": uuid.uuid4(),
-            "lease": lease,
-            "wait": f"{max(1, round(self._wait * 1000))}ms",
+            "lease": timedelta(seconds=self.claim_ttl) if leased else None,
+            "wait": f"{max(1, round(self.wait * 1000))}ms",
         }
 
-    def _now(self) -> dict[str, Any]:
-        # Without a clock of ours it is the server's, which all workers share.
-        return {"now": self._clock() if self._clock else None}
+    def now(self) -> dict[str, Any]:
+        """Return the parameter for the time: without a clock the server's, which all share."""
+        return {"now": self.clock() if self.clock else None}
 
-    def _busy(self, facts: Mapping[str, Any]) -> InProgress:
-        return InProgress(facts["key"], self._wait)
 
-    @staticmethod
-    def _judge(facts: Mapping[str, Any], row: tuple[bool, float | None] | None) -> None:
-        """Return for an event that is done, raise for any other that could not be claimed."""
-        if row is None:  # it was released since we tried
-            raise InProgress(facts["key"], 1)
-        mismatch, seconds_left = row
-        if mismatch:
-            raise BodyMismatch(facts["key"])
-        if seconds_left is not None:
-            raise InProgress(facts["key"], max(seconds_left, 1))
+def check_known(facts: Mapping[str, Any], row: tuple[bool, float | None] | None) -> None:
+    """Return for an event that is done, raise for any other that could not be claimed."""
+    if row is None:  # it was released since we tried
+        raise InProgress(facts["key"], 1)
+    mismatch, seconds_left = row
+    if mismatch:
+        raise BodyMismatch(facts["key"])
+    if seconds_left is not None:
+        raise InProgress(facts["key"], max(seconds_left, 1))
 
-    @staticmethod
-    def _still_open(status: TransactionStatus) -> None:
-        # A COMMIT after an error that somebody caught is a ROLLBACK without an exception.
-        if status != TransactionStatus.INTRANS:
-            raise TransactionLost(
-                "the handler swallowed a database error, or ended the transaction"
-            )
 
-    @staticmethod
-    def _finished(facts: Mapping[str, Any], row: tuple[bool] | None) -> None:
-        if row != (True,):
-            logger.warning("%s: done after its claim had expired; raise claim_ttl", facts["key"])
+def check_open(status: TransactionStatus) -> None:
+    """Raise `TransactionLost` if there is nothing to commit.
+
+    A COMMIT after an error that somebody caught is a ROLLBACK without an exception.
+    """
+    if status != TransactionStatus.INTRANS:
+        raise TransactionLost("the handler swallowed a database error, or ended the transaction")
+
+
+def check_claim(facts: Mapping[str, Any], row: tuple[bool] | None) -> None:
+    """Log if the claim had gone to another worker before the event was done."""
+    if row != (True,):
+        logger.warning("%s: done after its claim had expired; raise claim_ttl", facts["key"])
+
+
+def refuse_coroutines(handler: object) -> None:
+    """Raise `TypeError` for a handler of the other color: nothing of it would run."""
+    if inspect.iscoroutinefunction(handler):
+        raise TypeError("the handler is a coroutine function: use AsyncInbox")
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

@@ -6,9 +6,9 @@ or of a queue brings what is needed: `run(d.source, d.id, handler, body=d.body)`
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
 from psycopg import Connection
@@ -21,28 +21,19 @@ from idempotent_core import (
     LOOK,
     PURGE,
     RELEASE,
-    SCHEMA,
     TRIES,
-    BodyMismatch,
-    Core,
+    InboxSettings,
     InProgress,
     Outcome,
     Status,
     TransactionLost,
-    event_key,
+    check_claim,
+    check_known,
+    check_open,
     logger,
+    refuse_coroutines,
 )
 
-__all__ = [
-    "SCHEMA",
-    "BodyMismatch",
-    "InProgress",
-    "Inbox",
-    "Outcome",
-    "Status",
-    "TransactionLost",
-    "event_key",
-]
 T = TypeVar("T")
 
 
@@ -54,8 +45,33 @@ class _Pool(Protocol):
         ...
 
 
-class Inbox(Core[_Pool]):
-    """Runs the handler of an event once, for all processes and machines that share a database."""
+class Inbox:
+    """Runs the handler of an event once, for all processes and machines that share a database.
+
+    Args:
+        pool: Lends psycopg connections.
+        claim_ttl: How long a claim of `run_external` holds, in seconds. Longer than the handler's
+            own time limit: afterwards the worker counts as dead.
+        keep: How long events are remembered. Longer than the provider goes on sending.
+        wait: How long, in seconds, `run` waits for a lock: for another worker that has the event,
+            and then in each statement of the handler.
+        clock: Returns an aware datetime. None: the database's own clock.
+
+    Raises:
+        ValueError: `keep` is not above 3 days and `claim_ttl`, or a time is not above 0.
+    """
+
+    def __init__(
+        self,
+        pool: _Pool,
+        *,
+        claim_ttl: float = 60,
+        keep: timedelta = timedelta(days=30),
+        wait: float = 10,
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._settings = InboxSettings(claim_ttl, keep, wait, clock)
 
     def run(
         self,
@@ -76,15 +92,14 @@ class Inbox(Core[_Pool]):
             TransactionLost: The handler left no transaction to commit; nothing is persisted.
             Exception: What the handler raises; nothing is persisted.
         """
-        if inspect.iscoroutinefunction(handler):
-            raise TypeError("the handler is a coroutine function: use AsyncInbox")
-        facts = self._facts(source, event_id, body, None)
+        refuse_coroutines(handler)
+        facts = self._settings.facts_of(source, event_id, body, leased=False)
         for _ in range(TRIES - 1):
             try:
-                return self._run(facts, handler)
+                return self._run_once(facts, handler)
             except (SerializationFailure, DeadlockDetected):
                 logger.info("%s: gave way to another transaction, once more", facts["key"])
-        return self._run(facts, handler)
+        return self._run_once(facts, handler)
 
     def run_external(
         self,
@@ -104,47 +119,53 @@ class Inbox(Core[_Pool]):
             BodyMismatch: The event is known with another `body`.
             Exception: What the handler raises; the claim is released.
         """
-        if inspect.iscoroutinefunction(handler):
-            raise TypeError("the handler is a coroutine function: use AsyncInbox")
-        facts = self._facts(source, event_id, body, self._ttl)
+        refuse_coroutines(handler)
+        facts = self._settings.facts_of(source, event_id, body, leased=True)
         with self._pool.connection() as conn, conn.transaction():
-            if not self._take(conn, facts):
+            if not self._claim_event(conn, facts):
                 return Outcome(Status.DUPLICATE)
         try:
             value = handler(facts["key"])
         except BaseException:
-            self._release(facts)
+            self._release_claim(facts)
             raise
         with self._pool.connection() as conn, conn.transaction():
             cursor = conn.cursor(row_factory=tuple_row)
-            self._finished(facts, cursor.execute(FINISH, facts | self._now()).fetchone())
+            cursor.execute(FINISH, facts | self._settings.now())
+            check_claim(facts, cursor.fetchone())
         return Outcome(Status.PROCESSED, value)
 
     def purge(self) -> int:
         """Forget what was claimed longer than `keep` ago, and return how many. Call it daily."""
         with self._pool.connection() as conn, conn.transaction():
-            return conn.execute(PURGE, self._now() | {"keep": self._keep}).rowcount
+            bounds = self._settings.now() | {"keep": self._settings.keep}
+            purged = conn.execute(PURGE, bounds)
+            return purged.rowcount
 
-    def _run(self, facts: dict[str, Any], handler: Callable[[Connection[Any]], T]) -> Outcome[T]:
+    def _run_once(
+        self, facts: dict[str, Any], handler: Callable[[Connection[Any]], T]
+    ) -> Outcome[T]:
         with self._pool.connection() as conn, conn.transaction():
-            if not self._take(conn, facts):
+            if not self._claim_event(conn, facts):
                 return Outcome(Status.DUPLICATE)
             value = handler(conn)
-            self._still_open(conn.info.transaction_status)
+            check_open(conn.info.transaction_status)
             return Outcome(Status.PROCESSED, value)
         raise TransactionLost("the handler rolled back")  # psycopg.Rollback raises nothing
 
-    def _take(self, conn: Connection[Any], facts: dict[str, Any]) -> bool:
+    def _claim_event(self, conn: Connection[Any], facts: dict[str, Any]) -> bool:
         cursor = conn.cursor(row_factory=tuple_row)
         try:
-            taken = cursor.execute(CLAIM, facts | self._now()).fetchone()
+            cursor.execute(CLAIM, facts | self._settings.now())
         except LockNotAvailable:
-            raise self._busy(facts) from None
-        if not taken:
-            self._judge(facts, cursor.execute(LOOK, facts | self._now()).fetchone())
-        return bool(taken)
+            raise InProgress(facts["key"], self._settings.wait) from None
+        if cursor.fetchone():
+            return True
+        cursor.execute(LOOK, facts | self._settings.now())
+        check_known(facts, cursor.fetchone())
+        return False
 
-    def _release(self, facts: dict[str, Any]) -> None:
+    def _release_claim(self, facts: dict[str, Any]) -> None:
         try:
             with self._pool.connection() as conn, conn.transaction():
                 conn.execute(RELEASE, facts)

@@ -13,7 +13,8 @@ import redis
 from psycopg_pool import ConnectionPool
 
 from bench.kit import Table, compare, version
-from idempotent_sync import SCHEMA, Inbox
+from idempotent_core import SCHEMA
+from idempotent_sync import Inbox
 from servers.postgres import Postgres
 from servers.valkey import Valkey
 

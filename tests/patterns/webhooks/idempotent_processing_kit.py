@@ -1,78 +1,52 @@
-"""Both twins under one face, and a worker that is killed in the middle of its work."""
+"""For the proofs of idempotent-processing: an inbox of either color, and a worker that is killed in its work."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from harness.color import Blocking, Color
 from idempotent_async import AsyncInbox
-from idempotent_sync import Inbox, Outcome
+from idempotent_core import Outcome
+from idempotent_sync import Inbox
 
-#: A handler of either kind: it yields SQL to be run, and may return a value.
-Steps = Callable[[], Generator[str, None, Any]]
-External = Callable[[str], Awaitable[Any]]
-
-
-class Twin:
-    """Runs the sync inbox in threads, or the async one in tasks: a test cannot tell which."""
-
-    def __init__(self, kind: str, pool: Any, **settings: Any) -> None:
-        self.inbox: Any = (Inbox if kind == "sync" else AsyncInbox)(pool, **settings)
-        self.sync = kind == "sync"
-
-    async def run(self, source: str, event_id: str, steps: Steps, **options: Any) -> Outcome[Any]:
-        if not self.sync:
-            return await self.inbox.run(source, event_id, awaiting(steps), **options)  # type: ignore[no-any-return]
-        return await asyncio.to_thread(self.inbox.run, source, event_id, blocking(steps), **options)
-
-    async def run_external(self, source: str, event_id: str, handler: External, **options: Any) -> Outcome[Any]:
-        if not self.sync:
-            return await self.inbox.run_external(source, event_id, handler, **options)  # type: ignore[no-any-return]
-
-        def in_a_thread(key: str) -> Any:
-            return asyncio.run(handler(key))  # type: ignore[arg-type]
-
-        return await asyncio.to_thread(self.inbox.run_external, source, event_id, in_a_thread, **options)
-
-    async def purge(self) -> int:
-        return await asyncio.to_thread(self.inbox.purge) if self.sync else await self.inbox.purge()
+#: What a proof does with a connection of either color, as if it were sync.
+Handler = Callable[[Any], Any]
 
 
-def blocking(steps: Steps) -> Callable[[Any], Any]:
-    def handler(conn: Any) -> Any:
-        work = steps()
-        while True:
-            try:
-                conn.execute(next(work))
-            except StopIteration as end:
-                return end.value
+class Twin(Blocking):
+    """An inbox of either color. Its handlers get a connection whose calls they need not await."""
 
-    return handler
+    def __init__(self, color: Color, pool: Any, **settings: Any) -> None:
+        kind: Any = color.pick(AsyncInbox, Inbox)
+        super().__init__(color, kind(pool, **settings))
 
+    def run(self, source: str, event_id: str, handler: Handler, **options: Any) -> Outcome[Any]:
+        def on_connection(conn: Any) -> Any:
+            return handler(self.color.blocking(conn))
 
-def awaiting(steps: Steps) -> Callable[[Any], Awaitable[Any]]:
-    async def handler(conn: Any) -> Any:
-        work = steps()
-        while True:
-            try:
-                sql = next(work)
-            except StopIteration as end:
-                return end.value
-            await conn.execute(sql)
+        ours = self.color.function(on_connection)
+        ended: Outcome[Any] = self.color.call(self.inner.run, source, event_id, ours, **options)
+        return ended
 
-    return handler
+    def run_external(self, source: str, event_id: str, handler: Callable[[str], Any], **options: Any) -> Outcome[Any]:
+        ours = self.color.function(handler)
+        ended: Outcome[Any] = self.color.call(self.inner.run_external, source, event_id, ours, **options)
+        return ended
 
 
-def pool_of(kind: str, url: str) -> Any:
-    maker = ConnectionPool if kind == "sync" else AsyncConnectionPool
-    return maker(url, min_size=1, max_size=8, open=False)
+def pool_of(color: Color, url: str, **kwargs: Any) -> Any:
+    """Return an open pool, closed when the test is over."""
+    kind: Any = color.pick(AsyncConnectionPool, ConnectionPool)
+    pool = color.call(kind, url, min_size=1, max_size=8, open=False, kwargs=kwargs)
+    color.call(pool.open)
+    return color.closing(pool)
 
 
 def die() -> None:

@@ -1,23 +1,21 @@
 """Proves docs/patterns/webhooks/idempotent-processing.md: an event arrives many times and has its effect once."""
 
-# ruff: noqa: E402, F811 -- the section a reader copies, at the end, brings its own imports
 from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
+import math
 import os
 import subprocess
 import sys
 import threading
-import uuid
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -26,10 +24,12 @@ from psycopg import errors
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
-import idempotent_core
+from harness.color import Color
+from harness.waiting import at_once
 from idempotent_async import AsyncInbox
-from idempotent_sync import SCHEMA, BodyMismatch, Inbox, InProgress, Outcome, Status, TransactionLost, event_key
-from patterns.webhooks.idempotent_processing_kit import Steps, Twin, pool_of
+from idempotent_core import SCHEMA, BodyMismatch, InProgress, Outcome, Status, TransactionLost, check_known, event_key
+from idempotent_sync import Inbox
+from patterns.webhooks.idempotent_processing_kit import Handler, Twin, pool_of
 
 TABLES = "CREATE TABLE ledger (source text, event_id text)"
 DUPLICATE: Outcome[Any] = Outcome(Status.DUPLICATE)
@@ -37,18 +37,11 @@ NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def database(postgres_url: str) -> Iterator[str]:
+def database(module_database_url: str) -> str:
     """One database for the whole file; each test finds it empty."""
-    name = f"inbox_{uuid.uuid4().hex}"
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f'CREATE DATABASE "{name}"')
-        url = urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
-        try:
-            with psycopg.connect(url) as conn:
-                conn.execute(SCHEMA + TABLES)
-            yield url
-        finally:
-            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    with psycopg.connect(module_database_url) as conn:
+        conn.execute(SCHEMA + TABLES)
+    return module_database_url
 
 
 @pytest.fixture
@@ -58,25 +51,14 @@ def url(database: str) -> str:
     return database
 
 
-@pytest.fixture(params=["sync", "async"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture
+def pool(color: Color, url: str) -> Any:
+    return pool_of(color, url)
 
 
 @pytest.fixture
-async def pool(kind: str, url: str) -> AsyncIterator[Any]:
-    made = pool_of(kind, url)
-    if kind == "sync":
-        with made:
-            yield made
-    else:
-        async with made:
-            yield made
-
-
-@pytest.fixture
-def twin(kind: str, pool: Any) -> Twin:
-    return Twin(kind, pool)
+def twin(color: Color, pool: Any) -> Twin:
+    return Twin(color, pool)
 
 
 def rows(url: str, table: str = "ledger") -> list[tuple[Any, ...]]:
@@ -84,193 +66,159 @@ def rows(url: str, table: str = "ledger") -> list[tuple[Any, ...]]:
         return conn.execute(f"SELECT source, event_id FROM {table} ORDER BY 1, 2").fetchall()
 
 
-def effect(event_id: str = "evt_1", *, source: str = "shop", value: Any = None) -> Steps:
-    def steps() -> Generator[str, None, Any]:
-        yield f"INSERT INTO ledger VALUES ('{source}', '{event_id}')"
+def effect(event_id: str = "evt_1", *, source: str = "shop", value: Any = None) -> Handler:
+    def handler(conn: Any) -> Any:
+        conn.execute(f"INSERT INTO ledger VALUES ('{source}', '{event_id}')")
         return value
 
-    return steps
+    return handler
 
 
-async def either(kind: str, pool: Any, handler: Any, handler_async: Any) -> None:
-    """Run a handler of the right kind on this thread."""
-    if kind == "sync":
-        Inbox(pool).run("shop", "evt_1", handler)
-    else:
-        await AsyncInbox(pool).run("shop", "evt_1", handler_async)
-
-
-async def outcomes(*runs: Any) -> list[str]:
-    """Say in a word how each of several concurrent runs ended."""
-    ended = await asyncio.gather(*runs, return_exceptions=True)
+def outcomes(ended: list[Any]) -> list[str]:
+    """Say in a word how each of several runs ended."""
     return sorted(e.status.value if isinstance(e, Outcome) else type(e).__name__ for e in ended)
 
 
 # The effect is in the same database.
 
 
-async def test_five_workers_meet_on_one_event_and_one_of_them_does_it(twin: Twin, url: str) -> None:
+def test_five_workers_meet_on_one_event_and_one_of_them_does_it(twin: Twin, url: str) -> None:
     ran: list[int] = []
 
-    def steps() -> Generator[str, None, None]:
+    def handler(conn: Any) -> None:
         ran.append(1)
-        yield "SELECT pg_sleep(0.02)"  # long enough for the others to arrive
-        yield from effect()()
+        conn.execute("SELECT pg_sleep(0.02)")  # long enough for the others to arrive
+        effect()(conn)
 
-    ended = await outcomes(*(twin.run("shop", "evt_1", steps) for _ in range(5)))
+    ended = outcomes(at_once(5, lambda: twin.run("shop", "evt_1", handler)))
     assert ended == ["duplicate"] * 4 + ["processed"]
     assert (len(ran), rows(url)) == (1, [("shop", "evt_1")])
 
 
-async def test_when_the_first_worker_fails_one_that_waited_does_the_work(twin: Twin, url: str) -> None:
+def test_when_the_first_worker_fails_one_that_waited_does_the_work(twin: Twin, url: str) -> None:
     ran: list[int] = []
 
-    def steps() -> Generator[str, None, None]:
+    def handler(conn: Any) -> None:
         ran.append(1)
-        yield from effect()()
-        yield "SELECT pg_sleep(0.02)"
+        effect()(conn)
+        conn.execute("SELECT pg_sleep(0.02)")
         if len(ran) == 1:
             raise ConnectionError("the first one breaks")
 
-    ended = await outcomes(*(twin.run("shop", "evt_1", steps) for _ in range(5)))
+    ended = outcomes(at_once(5, lambda: twin.run("shop", "evt_1", handler)))
     assert ended == ["ConnectionError"] + ["duplicate"] * 3 + ["processed"]
     assert (len(ran), rows(url)) == (2, [("shop", "evt_1")])
 
 
-async def test_a_failed_run_leaves_neither_effect_nor_marker_and_its_own_exception_comes_out(
-    twin: Twin, url: str
-) -> None:
-    def steps() -> Generator[str, None, None]:
-        yield from effect()()
+def test_a_failed_run_leaves_neither_effect_nor_marker_and_its_exception_comes_out(twin: Twin, url: str) -> None:
+    def handler(conn: Any) -> None:
+        effect()(conn)
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
-        await twin.run("shop", "evt_1", steps)
+        twin.run("shop", "evt_1", handler)
     assert rows(url) == rows(url, "webhook_inbox") == []
-    assert await twin.run("shop", "evt_1", effect(value=7)) == Outcome(Status.PROCESSED, 7)
+    assert twin.run("shop", "evt_1", effect(value=7)) == Outcome(Status.PROCESSED, 7)
     assert rows(url) == rows(url, "webhook_inbox") == [("shop", "evt_1")]
 
 
-async def test_a_value_of_none_is_told_from_a_duplicate(twin: Twin) -> None:
-    first, second = [await twin.run("shop", "evt_1", effect(value=None)) for _ in range(2)]
+def test_a_value_of_none_is_told_from_a_duplicate(twin: Twin) -> None:
+    first, second = [twin.run("shop", "evt_1", effect(value=None)) for _ in range(2)]
     assert first == Outcome(Status.PROCESSED, None)
     assert second == DUPLICATE
     assert first != second
 
 
-async def test_equal_ids_of_two_sources_are_two_events(twin: Twin, url: str) -> None:
+def test_equal_ids_of_two_sources_are_two_events(twin: Twin, url: str) -> None:
     for source in ("shop", "bank"):
-        assert (await twin.run(source, "1", effect("1", source=source))).status is Status.PROCESSED
+        assert twin.run(source, "1", effect("1", source=source)).status is Status.PROCESSED
     assert rows(url) == [("bank", "1"), ("shop", "1")]
 
 
-async def test_a_worker_that_waits_too_long_gets_in_progress_and_the_settings_of_the_session_return(
-    kind: str, pool: Any, url: str
+def test_a_worker_that_waits_too_long_gets_in_progress_and_session_settings_return(
+    color: Color, pool: Any, url: str
 ) -> None:
-    twin = Twin(kind, pool, wait=0.02)
+    twin = Twin(color, pool, wait=0.02)
     with psycopg.connect(url) as other:
         other.execute("INSERT INTO webhook_inbox VALUES ('shop', 'evt_1', NULL, gen_random_uuid(), now())")
         with pytest.raises(InProgress) as caught:
-            await twin.run("shop", "evt_1", effect())
+            twin.run("shop", "evt_1", effect())
         assert (caught.value.key, caught.value.retry_after) == ("shop:evt_1", 0.02)
         assert str(caught.value) == "shop:evt_1 is being processed by another worker"
         assert caught.value.__cause__ is None
         other.rollback()
     seen: list[str] = []
 
-    def steps() -> Generator[str, None, None]:
+    def handler(conn: Any) -> None:
         seen.append("ran")
-        yield "DO $$ BEGIN ASSERT current_setting('lock_timeout') = '20ms'; END $$"
+        conn.execute("DO $$ BEGIN ASSERT current_setting('lock_timeout') = '20ms'; END $$")
 
-    assert (await twin.run("shop", "evt_1", steps)).status is Status.PROCESSED
+    assert twin.run("shop", "evt_1", handler).status is Status.PROCESSED
     seen.clear()
 
-    def after() -> Generator[str, None, None]:
-        yield "DO $$ BEGIN ASSERT current_setting('lock_timeout') = '10s'; END $$"
+    def after(conn: Any) -> None:
+        conn.execute("DO $$ BEGIN ASSERT current_setting('lock_timeout') = '10s'; END $$")
 
-    assert (await Twin(kind, pool).run("shop", "evt_2", after)).status is Status.PROCESSED
-    assert (await Twin(kind, pool, wait=0.0001).run("shop", "evt_3", effect())).status is Status.PROCESSED
+    assert Twin(color, pool).run("shop", "evt_2", after).status is Status.PROCESSED
+    assert Twin(color, pool, wait=0.0001).run("shop", "evt_3", effect()).status is Status.PROCESSED
 
 
-async def test_a_serialization_failure_and_a_deadlock_run_the_whole_transaction_again(
+def test_a_serialization_failure_and_a_deadlock_run_the_whole_transaction_again(
     twin: Twin, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     for failure, code in (("serialization", "40001"), ("deadlock", "40P01")):
         ran: list[int] = []
 
-        def steps(failure: str = failure, code: str = code, ran: list[int] = ran) -> Generator[str, None, int]:
+        def handler(conn: Any, failure: str = failure, code: str = code, ran: list[int] = ran) -> int:
             ran.append(1)
-            yield from effect(failure)()
+            effect(failure)(conn)
             if len(ran) < 3:
-                yield f"DO $$ BEGIN RAISE EXCEPTION 'make way' USING ERRCODE = '{code}'; END $$"
+                conn.execute(f"DO $$ BEGIN RAISE EXCEPTION 'make way' USING ERRCODE = '{code}'; END $$")
             return len(ran)
 
-        assert await twin.run("shop", failure, steps) == Outcome(Status.PROCESSED, 3)
+        assert twin.run("shop", failure, handler) == Outcome(Status.PROCESSED, 3)
     assert rows(url) == [("shop", "deadlock"), ("shop", "serialization")]
     assert "shop:deadlock: gave way to another transaction, once more" in caplog.text
 
 
-async def test_after_three_failures_to_serialize_the_error_comes_out(twin: Twin, url: str) -> None:
+def test_after_three_failures_to_serialize_the_error_comes_out(twin: Twin, url: str) -> None:
     ran: list[int] = []
 
-    def steps() -> Generator[str, None, None]:
+    def handler(conn: Any) -> None:
         ran.append(1)
-        yield "DO $$ BEGIN RAISE EXCEPTION 'make way' USING ERRCODE = '40001'; END $$"
+        conn.execute("DO $$ BEGIN RAISE EXCEPTION 'make way' USING ERRCODE = '40001'; END $$")
 
     with pytest.raises(errors.SerializationFailure):
-        await twin.run("shop", "evt_1", steps)
+        twin.run("shop", "evt_1", handler)
     assert (len(ran), rows(url, "webhook_inbox")) == (3, [])
 
 
-async def test_serializable_transactions_that_meet_still_have_one_effect(kind: str, url: str) -> None:
-    pool = pool_of(kind, f"{url}?options=-c%20default_transaction_isolation%3Dserializable")
-    twin = Twin(kind, pool)
-
-    async def five() -> list[str]:
-        return await outcomes(*(twin.run("shop", "evt_1", effect()) for _ in range(5)))
-
-    if kind == "sync":
-        with pool:
-            ended = await five()
-    else:
-        async with pool:
-            ended = await five()
+def test_serializable_transactions_that_meet_still_have_one_effect(color: Color, url: str) -> None:
+    twin = Twin(color, pool_of(color, f"{url}?options=-c%20default_transaction_isolation%3Dserializable"))
+    ended = outcomes(at_once(5, lambda: twin.run("shop", "evt_1", effect())))
     assert ended.count("processed") == 1
     assert ended.count("duplicate") == 4
     assert rows(url) == [("shop", "evt_1")]
 
 
-async def test_a_pool_that_makes_dict_rows_or_commits_each_statement_serves_too(kind: str, url: str) -> None:
-    pool = pool_of(kind, url)
-    pool.kwargs = {"row_factory": dict_row, "autocommit": True}
-    twin = Twin(kind, pool)
+def test_a_pool_that_makes_dict_rows_or_commits_each_statement_serves_too(color: Color, url: str) -> None:
+    twin = Twin(color, pool_of(color, url, row_factory=dict_row, autocommit=True))
 
-    def fails() -> Generator[str, None, None]:
-        yield from effect()()
+    def fails(conn: Any) -> None:
+        effect()(conn)
         raise KeyError("and nothing stays")
 
-    async def both() -> None:
-        with pytest.raises(KeyError):
-            await twin.run("shop", "evt_1", fails)
-        assert rows(url) == []
-        assert [(await twin.run("shop", "evt_1", effect())).status.value for _ in range(2)] == [
-            "processed",
-            "duplicate",
-        ]
-
-    if kind == "sync":
-        with pool:
-            await both()
-    else:
-        async with pool:
-            await both()
+    with pytest.raises(KeyError):
+        twin.run("shop", "evt_1", fails)
+    assert rows(url) == []
+    assert [twin.run("shop", "evt_1", effect()).status.value for _ in range(2)] == ["processed", "duplicate"]
 
 
 # What a handler can do to the transaction.
 
 
-async def test_naive_commit_after_a_swallowed_error_persists_nothing_and_says_nothing(url: str) -> None:
+def test_naive_commit_after_a_swallowed_error_persists_nothing_and_says_nothing(url: str) -> None:
     with psycopg.connect(url) as conn:
         with conn.transaction():
             conn.execute("INSERT INTO ledger VALUES ('shop', 'evt_1')")
@@ -281,38 +229,27 @@ async def test_naive_commit_after_a_swallowed_error_persists_nothing_and_says_no
     assert rows(url) == []
 
 
-async def test_a_handler_that_swallows_a_database_error_is_not_taken_for_success(
-    kind: str, pool: Any, url: str
-) -> None:
+def test_a_handler_that_swallows_a_database_error_is_not_taken_for_success(twin: Twin, url: str) -> None:
     def swallow(conn: Any) -> None:
         conn.execute("INSERT INTO ledger VALUES ('shop', 'evt_1')")
         with pytest.raises(errors.UndefinedTable):
             conn.execute("INSERT INTO leger VALUES (1)")
 
-    async def swallow_async(conn: Any) -> None:
-        with pytest.raises(errors.UndefinedTable):
-            await conn.execute("INSERT INTO leger VALUES (1)")
-
     with pytest.raises(TransactionLost, match="swallowed a database error"):
-        await either(kind, pool, swallow, swallow_async)
+        twin.run("shop", "evt_1", swallow)
     assert rows(url) == rows(url, "webhook_inbox") == []
 
 
 @pytest.mark.parametrize("way", ["commit", "rollback", "Rollback", "sql"])
-async def test_a_handler_that_ends_the_transaction_by_itself_is_an_error(
-    kind: str, pool: Any, url: str, way: str
-) -> None:
+def test_a_handler_that_ends_the_transaction_by_itself_is_an_error(twin: Twin, url: str, way: str) -> None:
     def handler(conn: Any) -> Any:
         if way == "Rollback":
             raise psycopg.Rollback
         return conn.execute("ROLLBACK") if way == "sql" else getattr(conn, way)()
 
-    async def handler_async(conn: Any) -> None:
-        await handler(conn)
-
     expected: Any = psycopg.ProgrammingError if way in ("commit", "rollback") else TransactionLost
     with pytest.raises(expected):
-        await either(kind, pool, handler, handler_async)
+        twin.run("shop", "evt_1", handler)
     assert rows(url, "webhook_inbox") == []
 
 
@@ -329,38 +266,38 @@ def test_a_coroutine_function_is_refused_by_the_sync_inbox_before_anything_is_ma
 # The effect is somewhere else.
 
 
-async def test_an_external_handler_gets_a_stable_key_and_runs_once(twin: Twin) -> None:
+def test_an_external_handler_gets_a_stable_key_and_runs_once(twin: Twin) -> None:
     keys: list[str] = []
 
-    async def handler(key: str) -> int:
+    def handler(key: str) -> int:
         keys.append(key)
         if len(keys) == 1:
             raise TimeoutError("the other side is slow")
         return len(keys)
 
     with pytest.raises(TimeoutError):
-        await twin.run_external("shop", "evt_1", handler)
-    assert await twin.run_external("shop", "evt_1", handler) == Outcome(Status.PROCESSED, 2)
-    assert await twin.run_external("shop", "evt_1", handler) == DUPLICATE
+        twin.run_external("shop", "evt_1", handler)
+    assert twin.run_external("shop", "evt_1", handler) == Outcome(Status.PROCESSED, 2)
+    assert twin.run_external("shop", "evt_1", handler) == DUPLICATE
     assert keys == ["shop:evt_1"] * 2 == [event_key("shop", "evt_1")] * 2
 
 
-async def test_while_a_claim_holds_everybody_else_gets_in_progress(kind: str, pool: Any) -> None:
-    twin = Twin(kind, pool, claim_ttl=30)
+def test_while_a_claim_holds_everybody_else_gets_in_progress(color: Color, pool: Any) -> None:
+    twin = Twin(color, pool, claim_ttl=30)
 
-    async def handler(key: str) -> str:
-        for attempt in (twin.run_external("shop", "evt_1", handler), twin.run("shop", "evt_1", effect())):
+    def handler(key: str) -> str:
+        for run, work in ((twin.run_external, handler), (twin.run, effect())):
             with pytest.raises(InProgress) as caught:
-                await attempt
+                run("shop", "evt_1", work)
             assert 29 < caught.value.retry_after <= 30
         return key
 
-    assert await twin.run_external("shop", "evt_1", handler) == Outcome(Status.PROCESSED, "shop:evt_1")
+    assert twin.run_external("shop", "evt_1", handler) == Outcome(Status.PROCESSED, "shop:evt_1")
 
 
-async def test_a_dead_claim_is_taken_over_by_exactly_one(kind: str, pool: Any, url: str) -> None:
+def test_a_dead_claim_is_taken_over_by_exactly_one(color: Color, pool: Any, url: str) -> None:
     now = NOW
-    twin = Twin(kind, pool, claim_ttl=60, clock=lambda: now)
+    twin = Twin(color, pool, claim_ttl=60, clock=lambda: now)
     with psycopg.connect(url) as conn:  # what a worker that died at NOW has left behind
         conn.execute(
             "INSERT INTO webhook_inbox VALUES ('shop', 'evt_1', NULL, gen_random_uuid(), %s, %s)",
@@ -369,150 +306,149 @@ async def test_a_dead_claim_is_taken_over_by_exactly_one(kind: str, pool: Any, u
     ran: list[str] = []
     refused: list[InProgress] = []
 
-    async def handler(key: str) -> None:
+    def handler(key: str) -> None:
         ran.append(key)
         while len(refused) < 4:  # it takes until all others have come, and gone
-            await asyncio.sleep(0.002)
+            time.sleep(0.002)
 
-    async def run() -> Outcome[Any]:
+    def run() -> Outcome[Any]:
         try:
-            return await twin.run_external("shop", "evt_1", handler)
+            return twin.run_external("shop", "evt_1", handler)
         except InProgress as busy:
             refused.append(busy)
             raise
 
     now = NOW + timedelta(seconds=59.5)
     with pytest.raises(InProgress):
-        await run()
+        run()
     assert refused[0].retry_after == 1
     now = NOW + timedelta(seconds=60)
-    assert await outcomes(*(run() for _ in range(4))) == ["InProgress"] * 3 + ["processed"]
+    assert outcomes(at_once(4, run)) == ["InProgress"] * 3 + ["processed"]
     assert ran == ["shop:evt_1"]
 
 
-async def test_a_dead_claim_is_taken_over_by_run_too(kind: str, pool: Any, url: str) -> None:
+def test_a_dead_claim_is_taken_over_by_run_too(color: Color, pool: Any, url: str) -> None:
     with psycopg.connect(url) as conn:
         conn.execute("INSERT INTO webhook_inbox VALUES ('shop', 'evt_1', NULL, gen_random_uuid(), now(), now())")
-    twin = Twin(kind, pool)
-    assert [(await twin.run("shop", "evt_1", effect())).status.value for _ in range(2)] == ["processed", "duplicate"]
+    twin = Twin(color, pool)
+    assert [twin.run("shop", "evt_1", effect()).status.value for _ in range(2)] == ["processed", "duplicate"]
 
 
-async def test_work_that_outlives_its_claim_is_recorded_and_reported(
-    kind: str, pool: Any, url: str, caplog: pytest.LogCaptureFixture
+def test_work_that_outlives_its_claim_is_recorded_and_reported(
+    color: Color, pool: Any, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    twin = Twin(kind, pool, claim_ttl=0.001)
+    twin = Twin(color, pool, claim_ttl=0.001)
     late = "shop:evt_1: done after its claim had expired; raise claim_ttl"
 
-    async def slow(key: str) -> str:
-        async def second(key: str) -> str:
+    def slow(key: str) -> str:
+        def second(key: str) -> str:
             return "second"
 
-        await asyncio.sleep(0.005)
-        assert (await twin.run_external("shop", "evt_1", second)).value == "second"
+        time.sleep(0.005)
+        assert twin.run_external("shop", "evt_1", second).value == "second"
         return "first"
 
-    assert (await twin.run_external("shop", "evt_1", slow)).value == "first"
+    assert twin.run_external("shop", "evt_1", slow).value == "first"
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [late]
-    assert await twin.run_external("shop", "evt_1", slow) == DUPLICATE
+    assert twin.run_external("shop", "evt_1", slow) == DUPLICATE
     caplog.clear()
 
-    async def overtaken(key: str) -> str:
-        async def breaks(key: str) -> None:
+    def overtaken(key: str) -> str:
+        def breaks(key: str) -> None:
             raise OSError("and its claim, the newer one, is released")
 
-        await asyncio.sleep(0.005)
+        time.sleep(0.005)
         with pytest.raises(OSError, match="newer"):
-            await twin.run_external("shop", "evt_2", breaks)
+            twin.run_external("shop", "evt_2", breaks)
         return "done"
 
-    assert (await twin.run_external("shop", "evt_2", overtaken)).value == "done"
-    assert await twin.run_external("shop", "evt_2", overtaken) == DUPLICATE  # the effect has happened: it is kept
+    assert twin.run_external("shop", "evt_2", overtaken).value == "done"
+    assert twin.run_external("shop", "evt_2", overtaken) == DUPLICATE  # the effect has happened: it is kept
 
 
-async def test_a_worker_that_fails_late_leaves_the_claim_of_its_successor_alone(kind: str, pool: Any) -> None:
-    first, second = Twin(kind, pool, claim_ttl=0.001), Twin(kind, pool, claim_ttl=30)
+def test_a_worker_that_fails_late_leaves_the_claim_of_its_successor_alone(color: Color, pool: Any) -> None:
+    first, second = Twin(color, pool, claim_ttl=0.001), Twin(color, pool, claim_ttl=30)
 
-    async def successor(key: str) -> None:
+    def successor(key: str) -> None:
         with pytest.raises(InProgress):
-            await second.run_external("shop", "evt_1", successor)
+            second.run_external("shop", "evt_1", successor)
 
-    async def slow(key: str) -> None:
-        await asyncio.sleep(0.005)
-        await second.run_external("shop", "evt_1", successor)
+    def slow(key: str) -> None:
+        time.sleep(0.005)
+        second.run_external("shop", "evt_1", successor)
         raise OSError("late")
 
     with pytest.raises(OSError, match="late"):
-        await first.run_external("shop", "evt_1", slow)
-    assert await second.run_external("shop", "evt_1", slow) == DUPLICATE
+        first.run_external("shop", "evt_1", slow)
+    assert second.run_external("shop", "evt_1", slow) == DUPLICATE
 
 
-async def test_an_event_released_between_the_claim_and_the_look_is_tried_again_soon(twin: Twin) -> None:
+def test_an_event_released_between_the_claim_and_the_look_is_tried_again_soon() -> None:
     with pytest.raises(InProgress) as caught:
-        twin.inbox._judge({"key": "shop:evt_1"}, None)
+        check_known({"key": "shop:evt_1"}, None)
     assert caught.value.retry_after == 1
 
 
-async def test_the_error_of_the_handler_is_not_hidden_when_the_claim_cannot_be_released(
+def test_the_error_of_the_handler_is_not_hidden_when_the_claim_cannot_be_released(
     twin: Twin, url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def handler(key: str) -> None:
-        monkeypatch.setattr(twin.inbox, "_pool", None)  # from here on there is no database
+    def handler(key: str) -> None:
+        monkeypatch.setattr(twin.inner, "_pool", None)  # from here on there is no database
         raise LookupError("the real one")
 
     with pytest.raises(LookupError, match="the real one"):
-        await twin.run_external("shop", "evt_1", handler)
+        twin.run_external("shop", "evt_1", handler)
     assert "shop:evt_1: its claim could not be released; it expires" in caplog.text
     assert rows(url, "webhook_inbox") == [("shop", "evt_1")]
 
 
-async def test_a_cancelled_external_handler_releases_its_claim(pool: Any, url: str, kind: str) -> None:
-    if kind == "sync":  # a thread is not cancelled; an interrupt is what ends it
+def test_a_cancelled_external_handler_releases_its_claim(color: Color, pool: Any, url: str) -> None:
+    if not color.is_async:  # a thread is not cancelled; an interrupt is what ends it
         with pytest.raises(KeyboardInterrupt):
             Inbox(pool).run_external("shop", "evt_1", lambda key: (_ for _ in ()).throw(KeyboardInterrupt))
     else:
-        begun = asyncio.Event()
 
         async def handler(key: str) -> None:
-            begun.set()
-            await asyncio.sleep(5)
+            task.cancel()
+            await asyncio.Event().wait()
 
-        task = asyncio.create_task(AsyncInbox(pool).run_external("shop", "evt_1", handler))
-        await begun.wait()
-        task.cancel()
+        async def external() -> None:
+            nonlocal task
+            task = asyncio.current_task()
+            await AsyncInbox(pool).run_external("shop", "evt_1", handler)
+
+        task: Any = None
         with pytest.raises(asyncio.CancelledError):
-            await task
+            color.run(external())
     assert rows(url, "webhook_inbox") == []
 
 
 # Identity: source, id and body.
 
 
-async def test_a_known_id_with_another_body_is_refused_and_nothing_of_the_body_is_told(
+def test_a_known_id_with_another_body_is_refused_and_nothing_of_the_body_is_told(
     twin: Twin, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def external(key: str) -> None: ...
+    def external(key: str) -> None: ...
 
-    await twin.run("shop", "evt_1", effect(), body=b'{"amount": 1}')
-    await twin.run_external("shop", "evt_2", external, body=b'{"amount": 1}')
-    assert await twin.run("shop", "evt_1", effect(), body=b'{"amount": 1}') == DUPLICATE
-    assert await twin.run("shop", "evt_1", effect()) == DUPLICATE  # no body given: none compared
-    for attempt in (
-        twin.run("shop", "evt_1", effect(), body=b"canary-1"),
-        twin.run_external("shop", "evt_2", external, body=b"canary-1"),
-    ):
+    twin.run("shop", "evt_1", effect(), body=b'{"amount": 1}')
+    twin.run_external("shop", "evt_2", external, body=b'{"amount": 1}')
+    assert twin.run("shop", "evt_1", effect(), body=b'{"amount": 1}') == DUPLICATE
+    assert twin.run("shop", "evt_1", effect()) == DUPLICATE  # no body given: none compared
+    for run, event_id, work in ((twin.run, "evt_1", effect()), (twin.run_external, "evt_2", external)):
         with pytest.raises(BodyMismatch, match=r"^shop:evt_\d is known, with another body$") as caught:
-            await attempt
+            run("shop", event_id, work, body=b"canary-1")
         assert caught.value.key in ("shop:evt_1", "shop:evt_2")
         assert "canary" not in repr(caught.value) + caplog.text
     assert rows(url) == [("shop", "evt_1")]
 
 
-async def test_a_dead_claim_with_another_body_is_not_taken_over(kind: str, pool: Any, url: str) -> None:
-    twin = Twin(kind, pool)
+def test_a_dead_claim_with_another_body_is_not_taken_over(color: Color, pool: Any, url: str) -> None:
+    twin = Twin(color, pool)
     with psycopg.connect(url) as conn:
         conn.execute("INSERT INTO webhook_inbox VALUES ('shop', 'evt_1', 'x', gen_random_uuid(), now(), now())")
     with pytest.raises(BodyMismatch):
-        await twin.run("shop", "evt_1", effect(), body=b"{}")
+        twin.run("shop", "evt_1", effect(), body=b"{}")
     assert rows(url) == []
 
 
@@ -520,14 +456,12 @@ async def test_a_dead_claim_with_another_body_is_not_taken_over(kind: str, pool:
     ("source", "event_id"),
     [("", "1"), ("a:b", "1"), ("a" * 65, "1"), ("é", "1"), ("a", ""), ("a", "x y"), ("a", "\0"), ("a", "x" * 256)],
 )
-async def test_a_source_or_an_id_that_could_not_be_a_key_is_refused(
-    twin: Twin, url: str, source: str, event_id: str
-) -> None:
-    async def external(key: str) -> None: ...
+def test_a_source_or_an_id_that_could_not_be_a_key_is_refused(twin: Twin, url: str, source: str, event_id: str) -> None:
+    def external(key: str) -> None: ...
 
-    for attempt in (twin.run(source, event_id, effect()), twin.run_external(source, event_id, external)):
+    for run, work in ((twin.run, effect()), (twin.run_external, external)):
         with pytest.raises(ValueError, match=r"^source or event_id is empty, too long, or has other characters in it$"):
-            await attempt
+            run(source, event_id, work)
     assert rows(url) == []
 
 
@@ -542,32 +476,31 @@ def test_naive_joining_of_source_and_id_makes_one_key_of_two_events() -> None:
 # Forgetting.
 
 
-async def test_purge_forgets_only_what_is_older_than_keep(kind: str, pool: Any, url: str) -> None:
+def test_purge_forgets_only_what_is_older_than_keep(color: Color, pool: Any, url: str) -> None:
     now = NOW
-    twin = Twin(kind, pool, keep=timedelta(days=10), clock=lambda: now)
-    await twin.run("shop", "old", effect("old"))
+    twin = Twin(color, pool, keep=timedelta(days=10), clock=lambda: now)
+    twin.run("shop", "old", effect("old"))
     now = NOW + timedelta(seconds=1)
-    await twin.run("shop", "young", effect("young"))
+    twin.run("shop", "young", effect("young"))
     now = NOW + timedelta(days=10)
-    assert await twin.purge() == 0
+    assert twin.purge() == 0
     now += timedelta(seconds=1)
-    assert await twin.purge() == 1
+    assert twin.purge() == 1
     assert rows(url, "webhook_inbox") == [("shop", "young")]
-    assert await Twin(kind, pool).purge() == 0  # the clock of the database: both are young
+    assert Twin(color, pool).purge() == 0  # the clock of the database: both are young
 
 
 def test_settings_that_would_forget_too_early_stop_the_start() -> None:
     pool: Any = None
-    for bad in (
-        {"keep": timedelta(days=3)},
-        {"keep": timedelta(days=4), "claim_ttl": 4 * 86_400},
-        {"claim_ttl": 0},
-        {"wait": 0},
-    ):
-        for inbox in (Inbox, AsyncInbox):
-            with pytest.raises(ValueError, match=r"^keep must exceed 3 days and claim_ttl; claim_ttl and wait"):
+    for inbox in (Inbox, AsyncInbox):
+        for bad in ({"keep": timedelta(days=3)}, {"keep": timedelta(days=4), "claim_ttl": 4 * 86_400}):
+            with pytest.raises(ValueError, match=r"^keep must be over 3 days and over claim_ttl, got \d days"):
                 inbox(pool, **bad)
-    Inbox(pool, keep=timedelta(days=3, seconds=1), claim_ttl=1, wait=0.1)
+        for name in ("claim_ttl", "wait"):
+            for wrong in (0, -1, math.nan, math.inf, True, "1"):
+                with pytest.raises(ValueError, match=rf"^{name} must be a number of seconds over 0, got {wrong!r}$"):
+                    inbox(pool, **{name: wrong})
+        inbox(pool, keep=timedelta(days=3, seconds=1), claim_ttl=1, wait=0.1)
 
 
 # Crashes and load.
@@ -589,15 +522,15 @@ def test_a_worker_killed_at_any_step_leaves_the_event_to_the_next_delivery(url: 
             assert inbox.run_external("shop", event_id, lambda key: key).status is Status.DUPLICATE
 
 
-async def test_a_database_that_goes_away_before_the_commit_has_kept_nothing(twin: Twin, url: str) -> None:
-    def steps() -> Generator[str, None, None]:
-        yield from effect()()
-        yield "SELECT pg_terminate_backend(pg_backend_pid())"
+def test_a_database_that_goes_away_before_the_commit_has_kept_nothing(twin: Twin, url: str) -> None:
+    def handler(conn: Any) -> None:
+        effect()(conn)
+        conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
     with pytest.raises(psycopg.OperationalError):
-        await twin.run("shop", "evt_1", steps)
+        twin.run("shop", "evt_1", handler)
     assert rows(url) == rows(url, "webhook_inbox") == []
-    assert (await twin.run("shop", "evt_1", effect())).status is Status.PROCESSED
+    assert twin.run("shop", "evt_1", effect()).status is Status.PROCESSED
 
 
 def test_a_hundred_events_ten_times_each_from_eight_threads_have_a_hundred_effects(url: str) -> None:
@@ -617,7 +550,7 @@ def test_a_hundred_events_ten_times_each_from_eight_threads_have_a_hundred_effec
 # What people write first.
 
 
-def test_naive_look_then_work_then_insert_does_the_work_five_times_and_breaks_afterwards(url: str) -> None:
+def test_naive_look_then_work_then_insert_does_the_work_five_times_then_breaks(url: str) -> None:
     ran: list[int] = []
     looked = threading.Barrier(5)
 
@@ -724,46 +657,9 @@ def test_both_twins_have_the_same_methods_with_the_same_parameters() -> None:
         assert list(ours.parameters) == list(theirs.parameters)
     public = {n for n in vars(Inbox) if not n.startswith("_")}
     assert public == {n for n in vars(AsyncInbox) if not n.startswith("_")} == {"run", "run_external", "purge"}
-    assert issubclass(Inbox, idempotent_core.Core)
 
 
 def test_the_table_can_be_created_twice(url: str) -> None:
     with psycopg.connect(url) as conn:
         for _ in range(2):
             assert conn.execute(SCHEMA).statusmessage
-
-
-# The test a reader copies, for their own handler.
-
-
-# --8<-- [start:own]
-import psycopg
-import pytest
-from psycopg_pool import ConnectionPool
-
-from idempotent_sync import SCHEMA, Inbox, Status
-
-
-def book(conn: psycopg.Connection) -> None:  # your handler
-    conn.execute("INSERT INTO booking VALUES ('evt_1')")
-
-
-def test_my_handler_has_its_effect_once_and_none_when_it_fails(database_url: str) -> None:
-    with ConnectionPool(database_url, min_size=1) as pool:
-        inbox = Inbox(pool)
-        with pool.connection() as conn:
-            conn.execute(SCHEMA + "CREATE TABLE booking (event_id text)")
-
-        def book_and_fail(conn: psycopg.Connection) -> None:
-            book(conn)
-            raise ConnectionError
-
-        with pytest.raises(ConnectionError):
-            inbox.run("shop", "evt_1", book_and_fail)
-        outcomes = [inbox.run("shop", "evt_1", book).status for _ in range(3)]
-        assert outcomes == [Status.PROCESSED, Status.DUPLICATE, Status.DUPLICATE]
-        with pool.connection() as conn:
-            assert conn.execute("SELECT count(*) FROM booking").fetchone() == (1,)
-
-
-# --8<-- [end:own]
