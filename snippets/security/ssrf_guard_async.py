@@ -17,32 +17,34 @@ import httpcore2
 import httpx2
 
 from ssrf_guard_core import (
-    REDIRECTS,
     AddressRefused,
     Body,
     Fetched,
     FetchError,
     Policy,
+    Route,
     Unreachable,
-    UrlRefused,
     as_httpx2,
+    check_limits,
     check_options,
+    core_request,
 )
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
-async def _resolve(host: str, port: int) -> list[str]:
+async def _resolve_host(host: str, port: int) -> list[str]:
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-class GuardedBackend(httpcore2.AsyncNetworkBackend):
+class AsyncGuardedBackend(httpcore2.AsyncNetworkBackend):
     """Opens connections for httpcore2, to addresses that the policy allows."""
 
-    def __init__(self, policy: Policy, *, resolve: Resolve = _resolve) -> None:
-        self._policy, self._resolve = policy, resolve
+    def __init__(self, policy: Policy, *, resolve: Resolve = _resolve_host) -> None:
+        self._policy = policy
+        self._resolve = resolve
         self._tcp = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
@@ -56,11 +58,13 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         """Resolve once, judge all answers, connect to one of them within `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
-                return await self._connect(host, port, timeout, local_address, socket_options)
+                return await self._connect_allowed(
+                    host, port, timeout, local_address, socket_options
+                )
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout("connecting took too long") from error
 
-    async def _connect(
+    async def _connect_allowed(
         self,
         host: str,
         port: int,
@@ -109,24 +113,13 @@ class _Transport(httpx2.AsyncBaseTransport):
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
-            network_backend=GuardedBackend(policy, resolve=resolve),
+            network_backend=AsyncGuardedBackend(policy, resolve=resolve),
         )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        url = request.url
-        self._policy.check(str(url))
-        core = httpcore2.Request(
-            method=request.method,
-            url=httpcore2.URL(
-                scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
-            ),
-            headers=request.headers.raw,
-            content=request.stream,
-            # Nothing else is passed on: "sni_hostname" would change whose certificate is accepted.
-            extensions={"timeout": request.extensions.get("timeout", {})},
-        )
+        self._policy.check(str(request.url))
         with as_httpx2():
-            answer = await self._pool.handle_async_request(core)
+            answer = await self._pool.handle_async_request(core_request(request))
         return httpx2.Response(
             answer.status,
             headers=answer.headers,
@@ -138,7 +131,7 @@ class _Transport(httpx2.AsyncBaseTransport):
         await self._pool.aclose()
 
 
-class GuardedClient(httpx2.AsyncClient):
+class AsyncGuardedClient(httpx2.AsyncClient):
     """An `httpx2.AsyncClient` whose every connection is judged. Make it with `guarded_client`."""
 
     guards_addresses = True
@@ -157,9 +150,9 @@ def guarded_client(
     *,
     verify: ssl.SSLContext | None = None,
     limits: httpx2.Limits | None = None,
-    resolve: Resolve = _resolve,
+    resolve: Resolve = _resolve_host,
     **options: Any,
-) -> GuardedClient:
+) -> AsyncGuardedClient:
     """Make a client that reaches public addresses only. Share it; close it at the end.
 
     Args:
@@ -177,11 +170,11 @@ def guarded_client(
     policy = policy or Policy()
     context = verify or httpx2.create_ssl_context(trust_env=False)
     transport = _Transport(policy, resolve, context, limits or httpx2.Limits())
-    return GuardedClient(policy, transport, **options)
+    return AsyncGuardedClient(policy, transport, **options)
 
 
 async def fetch(
-    client: GuardedClient,
+    client: AsyncGuardedClient,
     url: str,
     *,
     headers: Mapping[str, str] | None = None,
@@ -202,12 +195,15 @@ async def fetch(
     Raises:
         FetchError: UrlRefused, AddressRefused, TooLarge or Unreachable. Show `str(error)`,
             log `error.reason`.
+        ValueError: A limit is out of its range.
     """
-    if not isinstance(client, GuardedClient):
+    if not isinstance(client, AsyncGuardedClient):
         raise TypeError("fetch() needs a client from guarded_client()")
+    check_limits(max_bytes, max_redirects, deadline)
     try:
         async with asyncio.timeout(deadline):
-            return await _follow(client, url, headers, max_bytes, max_redirects)
+            route = Route(client.policy, url, max_redirects)
+            return await _follow_redirects(client, route, headers, max_bytes)
     except FetchError:
         raise
     except TimeoutError:
@@ -216,34 +212,20 @@ async def fetch(
         raise Unreachable(f"{type(error).__name__}: {error}") from error
 
 
-async def _follow(
-    client: GuardedClient,
-    url: str,
+async def _follow_redirects(
+    client: AsyncGuardedClient,
+    route: Route,
     headers: Mapping[str, str] | None,
     max_bytes: int,
-    max_redirects: int,
 ) -> Fetched:
-    client.policy.check(url)
-    home: httpx2.Origin | None = httpx2.URL(url).origin
-    for _ in range(max_redirects + 1):
-        if home:
-            request = client.build_request("GET", url, headers=headers)
-        else:  # elsewhere: nothing that was meant for the first origin
-            extensions = {"timeout": client.timeout.as_dict()}
-            request = httpx2.Request("GET", url, extensions=extensions)
-        request.headers["Accept-Encoding"] = "gzip"
-        auth = httpx2.USE_CLIENT_DEFAULT if home else None
-        answer = await client.send(request, stream=True, auth=auth, follow_redirects=False)
+    while True:
+        request = route.request(client, headers)
+        answer = await client.send(request, stream=True, auth=route.auth, follow_redirects=False)
         try:
-            location = answer.headers.get("location")
-            if answer.status_code not in REDIRECTS or location is None:
+            if not route.follow(answer):
                 body = Body(answer.headers.get("content-encoding", ""), max_bytes)
                 async for chunk in answer.aiter_raw(65_536):
                     body.feed(chunk)
-                return Fetched(url, answer.status_code, answer.headers, body.finish())
+                return Fetched(route.url, answer.status_code, answer.headers, body.finish())
         finally:
             await answer.aclose()
-        url = client.policy.redirect(url, location)
-        if httpx2.URL(url).origin != home:
-            home = None  # and it stays so: a way back does not make the detour trusted
-    raise UrlRefused(f"more than {max_redirects} redirects")

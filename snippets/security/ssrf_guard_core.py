@@ -1,19 +1,21 @@
-"""Which URLs and addresses may be fetched for a stranger: the rules behind the guarded clients.
-
-The table of addresses is our own, made from the IANA special-purpose registries (RFC 6890), so that
-every Python gives the same answer: `ipaddress.is_private` and `is_global` have changed theirs.
-"""
+"""Which URLs may be fetched for a stranger: rules, limits and errors of both guarded clients."""
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
+import math
+import os
 import re
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import httpcore2
 import httpx2
+
+from public_addresses import is_public
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -23,39 +25,6 @@ REDIRECTS = (301, 302, 303, 307, 308)
 _OPTIONS = frozenset(
     ("auth", "base_url", "default_encoding", "event_hooks", "headers", "params", "timeout")
 )
-_REFUSED_V4 = [
-    ipaddress.IPv4Network(net)
-    for net in (
-        "0.0.0.0/8",  # this network; 0.0.0.0 is this host
-        "10.0.0.0/8",
-        "100.64.0.0/10",  # carrier-grade NAT (RFC 6598), and the metadata of some clouds
-        "127.0.0.0/8",
-        "168.63.129.16/32",  # the host of a virtual machine on Azure, in a public range
-        "169.254.0.0/16",  # link-local, and the metadata of most clouds
-        "172.16.0.0/12",
-        "192.0.0.0/24",
-        "192.0.2.0/24",  # documentation, as 198.51.100.0/24 and 203.0.113.0/24
-        "192.88.99.0/24",  # 6to4 relays
-        "192.168.0.0/16",
-        "198.18.0.0/15",  # benchmarks
-        "198.51.100.0/24",
-        "203.0.113.0/24",
-        "224.0.0.0/4",  # multicast
-        "240.0.0.0/4",  # reserved, and broadcast
-    )
-]
-# Of IPv6, only 2000::/3 has been given to the public. Outside it are ::, ::1, ::/96, fc00::/7,
-# fe80::/10, fec0::/10, ff00::/8, 64:ff9b::/96 and 64:ff9b:1::/48 (RFC 6052: IPv4 in disguise).
-_GIVEN_V6 = ipaddress.IPv6Network("2000::/3")
-_REFUSED_V6 = [
-    ipaddress.IPv6Network(net)
-    for net in (
-        "2001::/23",  # protocol assignments: Teredo, benchmarks, ORCHID
-        "2001:db8::/32",  # documentation
-        "2002::/16",  # 6to4: IPv4 in disguise
-        "3fff::/20",  # documentation
-    )
-]
 # What parsers disagree about: "http://a.example\@127.0.0.1/" has two hosts.
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\]")
 _HOST = re.compile(rb"[0-9a-z._:-]{1,253}")
@@ -97,21 +66,6 @@ class TooLarge(FetchError):
     def __init__(self, limit: int) -> None:
         text = f"the answer is longer than {limit} bytes"
         super().__init__(text, text)
-
-
-def is_public(ip: str) -> bool:
-    """Tell whether `ip` is an address of the public internet. False for what is no address."""
-    try:
-        address = ipaddress.ip_address(ip)
-    except ValueError:
-        return False
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.scope_id is not None:
-            return False  # a zone ("%eth0") belongs to a link
-        if address.ipv4_mapped is None:
-            return address in _GIVEN_V6 and not any(address in net for net in _REFUSED_V6)
-        address = address.ipv4_mapped  # ::ffff:10.0.0.1 connects to 10.0.0.1
-    return not any(address in net for net in _REFUSED_V4)
 
 
 def check_url(
@@ -159,19 +113,25 @@ class Policy:
     opened: Collection[str] = ()
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> Policy:
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Policy:
         """Read SSRF_ALLOWED_PORTS and SSRF_EXTRA_BLOCKED, each separated by spaces.
 
         Raises:
             ValueError: One of them is not a list of ports or networks. It is named.
         """
-        ports = (env.get("SSRF_ALLOWED_PORTS") or "80 443").split()
+        text = environ.get("SSRF_ALLOWED_PORTS") or "80 443"
+        ports = text.split()
         if not all(port.isascii() and port.isdigit() and 0 < int(port) < 65_536 for port in ports):
-            raise ValueError("SSRF_ALLOWED_PORTS: ports are numbers from 1 to 65535")
+            raise ValueError(
+                f"SSRF_ALLOWED_PORTS must be numbers from 1 to 65535 between spaces, got {text!r}"
+            )
+        text = environ.get("SSRF_EXTRA_BLOCKED", "")
         try:
-            nets = [ipaddress.ip_network(n) for n in env.get("SSRF_EXTRA_BLOCKED", "").split()]
+            nets = [ipaddress.ip_network(net) for net in text.split()]
         except ValueError:
-            raise ValueError("SSRF_EXTRA_BLOCKED: networks look like 192.0.2.0/24") from None
+            raise ValueError(
+                f"SSRF_EXTRA_BLOCKED must be networks such as 192.0.2.0/24, got {text!r}"
+            ) from None
         return cls(ports=tuple(map(int, ports)), blocked=tuple(nets))
 
     def check(self, url: str) -> None:
@@ -200,6 +160,15 @@ class Policy:
         if httpx2.URL(here).scheme == "https" != target.scheme:
             raise UrlRefused("a redirect from https to http is not followed")
         return str(target)
+
+
+def check_limits(max_bytes: int, max_redirects: int, deadline: float) -> None:
+    """Raise ValueError for a limit of a fetch that is none."""
+    for name, count in (("max_bytes", max_bytes), ("max_redirects", max_redirects)):
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise ValueError(f"{name} must be a whole number, 0 or more, got {count!r}")
+    if not (_is_number(deadline) and deadline > 0):
+        raise ValueError(f"deadline must be a number of seconds over 0, got {deadline!r}")
 
 
 def check_options(options: Mapping[str, object]) -> None:
@@ -232,11 +201,70 @@ class Fetched:
     body: bytes
 
 
+def core_request(request: httpx2.Request) -> httpcore2.Request:
+    """Return a request of httpx2 as the connection pool below it takes it."""
+    url = request.url
+    return httpcore2.Request(
+        method=request.method,
+        url=httpcore2.URL(
+            scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+        ),
+        headers=request.headers.raw,
+        content=request.stream,
+        # Nothing else is passed on: "sni_hostname" would change whose certificate is accepted.
+        extensions={"timeout": request.extensions.get("timeout", {})},
+    )
+
+
+class Route:
+    """The way of one fetch, from `url` through at most `max_redirects` redirects."""
+
+    def __init__(self, policy: Policy, url: str, max_redirects: int) -> None:
+        policy.check(url)
+        self.url = url
+        self._policy = policy
+        self._max_redirects = max_redirects
+        self._redirects = 0
+        self._home: httpx2.Origin | None = httpx2.URL(url).origin
+
+    def request(
+        self, client: httpx2.Client | httpx2.AsyncClient, headers: Mapping[str, str] | None
+    ) -> httpx2.Request:
+        """Return the next request. What was meant for the first origin goes nowhere else."""
+        if self._home:
+            request = client.build_request("GET", self.url, headers=headers)
+        else:
+            extensions = {"timeout": client.timeout.as_dict()}
+            request = httpx2.Request("GET", self.url, extensions=extensions)
+        request.headers["Accept-Encoding"] = "gzip"
+        return request
+
+    @property
+    def auth(self) -> Any:
+        """Return what to authenticate the next request with."""
+        return httpx2.USE_CLIENT_DEFAULT if self._home else None
+
+    def follow(self, answer: httpx2.Response) -> bool:
+        """Tell whether the answer leads on, and go there; raise UrlRefused if that is no way."""
+        location = answer.headers.get("location")
+        if answer.status_code not in REDIRECTS or location is None:
+            return False
+        self.url = self._policy.redirect(self.url, location)
+        if httpx2.URL(self.url).origin != self._home:
+            self._home = None  # and it stays so: a way back does not make the detour trusted
+        self._redirects += 1
+        if self._redirects > self._max_redirects:
+            raise UrlRefused(f"more than {self._max_redirects} redirects")
+        return True
+
+
 class Body:
     """Collects a body of at most `limit` bytes, and never decompresses more than that."""
 
     def __init__(self, encoding: str, limit: int) -> None:
-        self._limit, self._wire, self._data = limit, 0, bytearray()
+        self._limit = limit
+        self._wire = 0
+        self._data = bytearray()
         if encoding.strip().lower() not in ("", "identity", "gzip"):
             raise Unreachable("the answer has a Content-Encoding that was not asked for")
         self._gzip = zlib.decompressobj(31) if encoding.strip().lower() == "gzip" else None
@@ -257,3 +285,8 @@ class Body:
         if self._gzip and not self._gzip.eof:
             raise Unreachable("the answer's gzip ends too early")
         return bytes(self._data)
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

@@ -1,4 +1,4 @@
-"""The sync twin of ssrf_guard: a client that connects to public addresses only, and a fetch.
+"""An httpx2 client that connects to public addresses only, and a fetch for URLs of strangers.
 
 The check is made where the connection is made: the host is resolved once, every answer is judged,
 and the address that was judged is the one connected to. Between them there is no second lookup.
@@ -19,16 +19,17 @@ import httpcore2
 import httpx2
 
 from ssrf_guard_core import (
-    REDIRECTS,
     AddressRefused,
     Body,
     Fetched,
     FetchError,
     Policy,
+    Route,
     Unreachable,
-    UrlRefused,
     as_httpx2,
+    check_limits,
     check_options,
+    core_request,
 )
 
 Resolve = Callable[[str, int], list[str]]
@@ -39,12 +40,12 @@ _LEFT: contextvars.ContextVar[Callable[[], float] | None] = contextvars.ContextV
 )
 
 
-def _resolve(host: str, port: int) -> list[str]:
+def _resolve_host(host: str, port: int) -> list[str]:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-def _within(timeout: float | None) -> float | None:
+def _time_left(timeout: float | None) -> float | None:
     """Shorten a time-out to what the fetch has left."""
     left = _LEFT.get()
     if left is None:
@@ -60,10 +61,10 @@ class _Timed(httpcore2.NetworkStream):
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _within(timeout))
+        return self._stream.read(max_bytes, _time_left(timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, _within(timeout))
+        self._stream.write(buffer, _time_left(timeout))
 
     def close(self) -> None:
         self._stream.close()
@@ -74,7 +75,7 @@ class _Timed(httpcore2.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore2.NetworkStream:
-        return _Timed(self._stream.start_tls(ssl_context, server_hostname, _within(timeout)))
+        return _Timed(self._stream.start_tls(ssl_context, server_hostname, _time_left(timeout)))
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
@@ -83,8 +84,9 @@ class _Timed(httpcore2.NetworkStream):
 class GuardedBackend(httpcore2.NetworkBackend):
     """Opens connections for httpcore2, to addresses that the policy allows."""
 
-    def __init__(self, policy: Policy, *, resolve: Resolve = _resolve) -> None:
-        self._policy, self._resolve = policy, resolve
+    def __init__(self, policy: Policy, *, resolve: Resolve = _resolve_host) -> None:
+        self._policy = policy
+        self._resolve = resolve
         self._tcp = httpcore2.SyncBackend()
 
     def connect_tcp(
@@ -106,7 +108,7 @@ class GuardedBackend(httpcore2.NetworkBackend):
         failure: Exception = httpcore2.ConnectError("the host has no address")
         for ip in addresses:
             try:
-                within = _within(share)
+                within = _time_left(share)
                 return _Timed(
                     self._tcp.connect_tcp(ip, port, within, local_address, socket_options)
                 )
@@ -143,20 +145,9 @@ class _Transport(httpx2.BaseTransport):
         )
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        url = request.url
-        self._policy.check(str(url))
-        core = httpcore2.Request(
-            method=request.method,
-            url=httpcore2.URL(
-                scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
-            ),
-            headers=request.headers.raw,
-            content=request.stream,
-            # Nothing else is passed on: "sni_hostname" would change whose certificate is accepted.
-            extensions={"timeout": request.extensions.get("timeout", {})},
-        )
+        self._policy.check(str(request.url))
         with as_httpx2():
-            answer = self._pool.handle_request(core)
+            answer = self._pool.handle_request(core_request(request))
         return httpx2.Response(
             answer.status,
             headers=answer.headers,
@@ -185,7 +176,7 @@ def guarded_client(
     *,
     verify: ssl.SSLContext | None = None,
     limits: httpx2.Limits | None = None,
-    resolve: Resolve = _resolve,
+    resolve: Resolve = _resolve_host,
     **options: Any,
 ) -> GuardedClient:
     """Make a client that reaches public addresses only. Share it; close it at the end.
@@ -232,13 +223,16 @@ def fetch(
     Raises:
         FetchError: UrlRefused, AddressRefused, TooLarge or Unreachable. Show `str(error)`,
             log `error.reason`.
+        ValueError: A limit is out of its range.
     """
     if not isinstance(client, GuardedClient):
         raise TypeError("fetch() needs a client from guarded_client()")
+    check_limits(max_bytes, max_redirects, deadline)
     end = clock() + deadline
     token = _LEFT.set(lambda: end - clock())
     try:
-        return _follow(client, url, headers, max_bytes, max_redirects)
+        route = Route(client.policy, url, max_redirects)
+        return _follow_redirects(client, route, headers, max_bytes)
     except FetchError:
         raise
     except (httpx2.HTTPError, OSError) as error:
@@ -247,34 +241,20 @@ def fetch(
         _LEFT.reset(token)
 
 
-def _follow(
+def _follow_redirects(
     client: GuardedClient,
-    url: str,
+    route: Route,
     headers: Mapping[str, str] | None,
     max_bytes: int,
-    max_redirects: int,
 ) -> Fetched:
-    client.policy.check(url)
-    home: httpx2.Origin | None = httpx2.URL(url).origin
-    for _ in range(max_redirects + 1):
-        if home:
-            request = client.build_request("GET", url, headers=headers)
-        else:  # elsewhere: nothing that was meant for the first origin
-            extensions = {"timeout": client.timeout.as_dict()}
-            request = httpx2.Request("GET", url, extensions=extensions)
-        request.headers["Accept-Encoding"] = "gzip"
-        auth = httpx2.USE_CLIENT_DEFAULT if home else None
-        answer = client.send(request, stream=True, auth=auth, follow_redirects=False)
+    while True:
+        request = route.request(client, headers)
+        answer = client.send(request, stream=True, auth=route.auth, follow_redirects=False)
         try:
-            location = answer.headers.get("location")
-            if answer.status_code not in REDIRECTS or location is None:
+            if not route.follow(answer):
                 body = Body(answer.headers.get("content-encoding", ""), max_bytes)
                 for chunk in answer.iter_raw(65_536):
                     body.feed(chunk)
-                return Fetched(url, answer.status_code, answer.headers, body.finish())
+                return Fetched(route.url, answer.status_code, answer.headers, body.finish())
         finally:
             answer.close()
-        url = client.policy.redirect(url, location)
-        if httpx2.URL(url).origin != home:
-            home = None  # and it stays so: a way back does not make the detour trusted
-    raise UrlRefused(f"more than {max_redirects} redirects")

@@ -1,8 +1,7 @@
-"""What the proofs of ssrf-guard share: a site made of raw bytes, and one face for both twins."""
+"""For the proofs of ssrf-guard: a site made of raw bytes, and a guarded client of either color."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import ssl
@@ -12,9 +11,10 @@ from typing import Any
 
 import ssrf_guard_async
 import ssrf_guard_sync
+from harness.color import Color
+from harness.tls import NOBODY
 from ssrf_guard_core import Fetched, Policy
 
-_NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # to load the usual authorities takes its time
 Answer = bytes | Callable[[socket.socket], None]
 Lookup = Callable[[str, int], list[str]]
 
@@ -78,48 +78,33 @@ class Site:
             connection.sendall(told)
 
 
-class Async:
-    """The async twin, called as the sync one is."""
+class Guarded:
+    """A guarded client of either color, whose calls a proof need not await."""
 
-    module: Any = ssrf_guard_async
-
-    @contextlib.contextmanager
-    def client(self, policy: Policy | None = None, lookup: Lookup | None = None, **options: Any) -> Iterator[Any]:
+    def __init__(self, color: Color, policy: Policy | None, lookup: Lookup | None, options: dict[str, Any]) -> None:
+        module: Any = color.pick(ssrf_guard_async, ssrf_guard_sync)
         if lookup:
+            options["resolve"] = color.quick(lookup)
+        options.setdefault("verify", NOBODY)
+        self._color = color
+        self._fetch = module.fetch
+        self.inner = color.call(module.guarded_client, policy, **options)
 
-            async def resolve(host: str, port: int) -> list[str]:
-                return lookup(host, port)
+    def fetch(self, url: str, **options: Any) -> Fetched:
+        found: Fetched = self._color.call(self._fetch, self.inner, url, **options)
+        return found
 
-            options["resolve"] = resolve
-        options.setdefault("verify", _NOBODY)
-        with asyncio.Runner() as runner:
-            client = ssrf_guard_async.guarded_client(policy, **options)
-            self._run = runner.run
-            yield client
-            runner.run(client.aclose())
-
-    def fetch(self, client: Any, url: str, **options: Any) -> Fetched:
-        return self._run(ssrf_guard_async.fetch(client, url, **options))
-
-    def get(self, client: Any, url: str, **options: Any) -> Any:
-        return self._run(client.get(url, **options))
+    def get(self, url: str, **options: Any) -> Any:
+        return self._color.call(self.inner.get, url, **options)
 
 
-class Sync:
-    """The sync twin."""
-
-    module: Any = ssrf_guard_sync
-
-    @contextlib.contextmanager
-    def client(self, policy: Policy | None = None, lookup: Lookup | None = None, **options: Any) -> Iterator[Any]:
-        if lookup:
-            options["resolve"] = lookup
-        options.setdefault("verify", _NOBODY)
-        with ssrf_guard_sync.guarded_client(policy, **options) as client:
-            yield client
-
-    def fetch(self, client: Any, url: str, **options: Any) -> Fetched:
-        return ssrf_guard_sync.fetch(client, url, **options)
-
-    def get(self, client: Any, url: str, **options: Any) -> Any:
-        return client.get(url, **options)
+@contextlib.contextmanager
+def guarded(
+    color: Color, policy: Policy | None = None, lookup: Lookup | None = None, **options: Any
+) -> Iterator[Guarded]:
+    """Make a guarded client, closed at the end of the block."""
+    made = Guarded(color, policy, lookup, options)
+    try:
+        yield made
+    finally:
+        color.call(getattr(made.inner, color.pick("aclose", "close")))

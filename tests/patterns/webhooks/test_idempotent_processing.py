@@ -492,7 +492,8 @@ def test_purge_forgets_only_what_is_older_than_keep(color: Color, pool: Any, url
 
 def test_settings_that_would_forget_too_early_stop_the_start() -> None:
     pool: Any = None
-    for inbox in (Inbox, AsyncInbox):
+    inboxes: list[Any] = [Inbox, AsyncInbox]
+    for inbox in inboxes:
         for bad in ({"keep": timedelta(days=3)}, {"keep": timedelta(days=4), "claim_ttl": 4 * 86_400}):
             with pytest.raises(ValueError, match=r"^keep must be over 3 days and over claim_ttl, got \d days"):
                 inbox(pool, **bad)
