@@ -18,8 +18,8 @@ import redis
 import redis.asyncio
 from cashews import Cache
 
-import redis_cache
 import redis_cache_async
+import redis_cache_sync
 from bench.kit import Plot, Table, compare, ratio_table, version
 from servers.valkey import Valkey
 
@@ -35,14 +35,14 @@ CALLS = 200
 def hit(server: Valkey) -> Table:
     """Time a hit of a 1 kB value; every asynchronous subject runs on one event loop."""
     loop = asyncio.new_event_loop()
-    sync_client = redis_cache.connect(server.url, timeout=5)
+    sync_client = redis_cache_sync.connect(server.url, timeout=5)
     async_client = redis_cache_async.connect(server.url, timeout=5)
     cashews = Cache()
     cashews.setup(server.url)
     bare_sync, bare_async = redis.Redis.from_url(server.url), redis.asyncio.Redis.from_url(server.url)
     bare_sync.set("bare", b"x" * 1000)
 
-    @redis_cache.RedisCache(sync_client, namespace="sync").cached(ttl=3600)
+    @redis_cache_sync.RedisCache(sync_client, namespace="sync").cached(ttl=3600)
     def ours_sync(user_id: int) -> dict[str, Any]:
         return VALUE
 
@@ -106,8 +106,8 @@ def crowd(server: Valkey) -> Table:
         time.sleep(ORIGIN_SECONDS)
         return turn
 
-    sync_client = redis_cache.connect(server.url, timeout=5)
-    ours_sync = redis_cache.RedisCache(sync_client, namespace="crowd-sync").cached(ttl=60)(origin_sync)
+    sync_client = redis_cache_sync.connect(server.url, timeout=5)
+    ours_sync = redis_cache_sync.RedisCache(sync_client, namespace="crowd-sync").cached(ttl=60)(origin_sync)
     threads = ThreadPoolExecutor(CALLERS)
 
     def in_threads(turn: int) -> list[int]:

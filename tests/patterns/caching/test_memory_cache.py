@@ -392,7 +392,7 @@ def test_sixteen_threads_with_random_keys_keep_the_limit_and_the_right_values() 
     assert cache.flights == {}
 
 
-def test_a_cachetools_container_without_a_lock_outgrows_its_limit_and_this_one_does_not() -> None:
+def test_a_cachetools_container_without_a_lock_outgrows_its_limit_and_this_does_not() -> None:
     def race(put: Callable[[Any], None]) -> None:
         """Put two keys: while the first is on its way in, another thread puts the second."""
         other = threading.Thread(target=put, args=("second",))

@@ -331,7 +331,7 @@ def test_each_instance_remembers_its_own_even_when_they_are_equal_and_not_hashab
     assert len(other.price.cache) == 1
 
 
-def test_an_instance_with_a_memoized_method_can_be_collected_and_with_lru_cache_it_cannot() -> None:
+def test_an_instance_with_a_memoized_method_is_collected_and_with_lru_cache_not() -> None:
     class Naive:
         @functools.lru_cache  # noqa: B019
         def price(self, item: str) -> str:
@@ -398,7 +398,7 @@ async def test_lru_cache_hands_out_a_spent_coroutine_and_memoize_async_the_resul
 # --- tasks
 
 
-async def test_ten_tasks_that_miss_together_compute_once_where_a_plain_cache_computes_ten_times() -> None:
+async def test_ten_tasks_that_miss_together_compute_once_and_with_a_plain_cache_ten_times() -> None:
     counted, known = Counted(), dict[str, Any]()
 
     async def fetch(item: str) -> Any:

@@ -101,7 +101,7 @@ def test_an_empty_value_is_a_hit_at_every_level(twin: Twin, valkey_url: str, emp
     assert len(loads) == 1
 
 
-def test_a_truth_test_loads_empty_values_for_ever(db: Any) -> None:
+def test_a_truth_test_loads_empty_values_forever(db: Any) -> None:
     memory: dict[str, Any] = {}
     origin = Origin(0)
 
@@ -260,7 +260,7 @@ def test_what_has_ended_leaves_memory_though_nobody_asks(twin: Twin, valkey_url:
     until(lambda: cache.stats()["size"] == 50)
     clock.now += 0.04
     until(lambda: cache.stats()["size"] == 0)
-    assert len(naive) == 50  # checked on reading only, it stays for ever
+    assert len(naive) == 50  # checked on reading only, it stays forever
 
 
 # --- One load -------------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ class Sleeper:
 
         def sleep(seconds: float) -> None:
             self.pauses.append(seconds)
-            assert len(self.pauses) < 100, "it waits for ever"
+            assert len(self.pauses) < 100, "it waits forever"
             if len(self.pauses) == 8:
                 each()
 

@@ -227,7 +227,7 @@ class Quiet:
 
     def get_message(self, timeout: float) -> Any:
         self.timeouts.append(timeout)
-        assert len(self.timeouts) < 100, "it waits for ever"
+        assert len(self.timeouts) < 100, "it waits forever"
         return self._wrap(self.messages.pop(0) if self.messages else None)
 
     def ping(self) -> Any:
@@ -251,7 +251,7 @@ def test_the_listener_asks_for_a_sign_of_life_and_gives_up_after_l1_ttl(
     assert sum(cache.inner._changes) == 1
 
 
-def test_an_error_that_a_reset_connection_raises_in_asyncio_is_a_failure_of_redis_too(valkey_url: str) -> None:
+def test_the_error_of_asyncio_for_a_reset_connection_is_a_failure_of_redis_too(valkey_url: str) -> None:
     with contextlib.closing(Twin("async")) as twin:
         cache, origin = twin.cache(valkey_url), Origin()
 
@@ -361,7 +361,7 @@ def test_the_client_does_not_wait_as_redis_py_does(twin: Twin, server: Valkey) -
 # --- One color only -------------------------------------------------------------------------------
 
 
-async def test_an_event_loop_that_was_blocked_serves_no_old_value_once_it_has_read_its_messages(
+async def test_an_event_loop_that_was_blocked_serves_nothing_old_after_its_messages(
     valkey_url: str,
 ) -> None:
     namespace = uuid.uuid4().hex

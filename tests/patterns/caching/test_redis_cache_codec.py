@@ -9,6 +9,7 @@ import io
 import json
 import math
 import pickle
+import re
 import struct
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
@@ -24,10 +25,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cache_codec
-import cache_core as core
+import redis_cache_core as core
 from cache_codec import JsonSerializer, UnserializableValue
-from cache_core import Keys, UnkeyableArgument
-from redis_cache import RedisCache, connect
+from harness.clock import Clock
+from redis_cache_core import CacheKeys, UnkeyableArgument
+from redis_cache_sync import RedisCache, connect
 
 
 class Status(enum.Enum):
@@ -179,7 +181,7 @@ def test_hostile_text_makes_an_ordinary_key(cache: RedisCache, text: str) -> Non
     def f(x: str) -> None: ...
 
     f.__qualname__ = text
-    plain = Keys("test", 1, SERIALIZER)
+    plain = CacheKeys("test", 1, SERIALIZER)
     for key in (cache.cached(ttl=60)(f).key_for(text), plain.name(text), plain.name("f", text)):
         assert len(core.lock_of(key).encode()) < 200
         assert key.startswith("test:v1:{")
@@ -188,7 +190,7 @@ def test_hostile_text_makes_an_ordinary_key(cache: RedisCache, text: str) -> Non
 
 
 def test_the_longest_key_stays_under_200_bytes() -> None:
-    keys = Keys("n" * 48, 999_999_999, SERIALIZER)
+    keys = CacheKeys("n" * 48, 999_999_999, SERIALIZER)
     assert len(core.lock_of(keys.name("f" * 500, "x" * 500))) == 180
 
 
@@ -215,11 +217,18 @@ def test_a_value_and_its_lock_live_on_one_node_of_a_cluster(cache: RedisCache) -
 
 @pytest.mark.parametrize(
     ("namespace", "version"),
-    [("", 1), ("a:b", 1), ("a b", 1), ("{a}", 1), ("a" * 49, 1), ("a\n", 1), ("é", 1), ("a", -1), ("a", 10**9)],
+    [
+        *[(namespace, 1) for namespace in ("", "a:b", "a b", "{a}", "a" * 49, "a\n", "é")],
+        *[("a", version) for version in (-1, 10**9, True, 1.5, "1")],
+    ],
 )
-def test_a_namespace_that_could_meet_another_one_is_refused(namespace: str, version: int) -> None:
-    with pytest.raises(ValueError, match=r"must be 1 to 48 of .* whole number of 1 to 9 digits"):
-        Keys(namespace, version, SERIALIZER)
+def test_a_namespace_that_could_meet_another_one_is_refused(namespace: str, version: Any) -> None:
+    wrong = version if namespace == "a" else namespace
+    wanted = "version must be a whole number of 0 to 999,999,999"
+    if namespace != "a":
+        wanted = "namespace must be 1 to 48 of A-Z a-z 0-9 _ . -"
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{wanted}, got {wrong!r}')}$"):
+        CacheKeys(namespace, version, SERIALIZER)
 
 
 def test_what_may_be_stored_may_be_an_argument(cache: RedisCache) -> None:
@@ -236,7 +245,7 @@ def test_what_may_be_stored_may_be_an_argument(cache: RedisCache) -> None:
         def loads(self, data: bytes) -> Any:
             raise ValueError
 
-    assert Keys("test", 1, Other()).name("f", [1]) == Keys("test", 1, SERIALIZER).name("f", [1])
+    assert CacheKeys("test", 1, Other()).name("f", [1]) == CacheKeys("test", 1, SERIALIZER).name("f", [1])
 
 
 # --- Values ---------------------------------------------------------------------------------------
@@ -490,31 +499,43 @@ def test_bytes_of_another_format_are_a_miss() -> None:
 
 
 def test_a_life_is_whole_milliseconds_and_never_none() -> None:
-    assert core.milliseconds(1.5) == 1500
-    assert core.milliseconds(0.0016) == 2
-    assert core.milliseconds(1e-9) == 1
+    assert core.milliseconds("ttl", 1.5) == 1500
+    assert core.milliseconds("ttl", 0.0016) == 2
+    assert core.milliseconds("ttl", 1e-9) == 1
 
 
-@pytest.mark.parametrize("ttl", [0, -1, -0.0, math.nan, math.inf])
-def test_a_life_of_nothing_or_for_ever_is_refused(cache: RedisCache, ttl: float) -> None:
-    with pytest.raises(ValueError, match="a lifetime is more than 0 s and finite"):
+@pytest.mark.parametrize("ttl", [0, -1, -0.0, math.nan, math.inf, True, "1"])
+def test_a_life_of_nothing_or_forever_is_refused(cache: RedisCache, ttl: Any) -> None:
+    def refused(name: str) -> Any:
+        return pytest.raises(ValueError, match=re.escape(f"{name} must be a number of seconds over 0, got {ttl!r}"))
+
+    with refused("ttl"):
         cache.cached(ttl=ttl)(lambda: 1)
-    with pytest.raises(ValueError, match="a lifetime is more than 0 s and finite"):
+    with refused("ttl"):
         cache.set("x", 1, ttl)
-    with pytest.raises(ValueError, match="a lifetime is more than 0 s and finite"):
+    with refused("lock_ttl"):
         RedisCache(cache.client, namespace="test", lock_ttl=ttl)
+    with refused("timeout"):
+        connect("redis://127.0.0.1:1", timeout=ttl)
 
 
-@pytest.mark.parametrize("jitter", [-0.001, 1, math.nan])
+def test_a_wait_may_be_nothing_and_not_forever(cache: RedisCache) -> None:
+    assert RedisCache(cache.client, namespace="test", wait=0)
+    for wait in (-1, math.nan, math.inf, False):
+        with pytest.raises(ValueError, match=f"^wait must be a number of seconds from 0, got {wait!r}$"):
+            RedisCache(cache.client, namespace="test", wait=wait)
+
+
+@pytest.mark.parametrize("jitter", [-0.001, 1, math.nan, True])
 def test_jitter_is_a_share(cache: RedisCache, jitter: float) -> None:
-    with pytest.raises(ValueError, match="jitter is at least 0 and less than 1"):
+    with pytest.raises(ValueError, match=r"^jitter must be a number of 0 to under 1, got "):
         cache.cached(ttl=1, jitter=jitter)(lambda: 1)
 
 
 def test_jitter_reaches_as_far_as_it_says_and_not_further() -> None:
     def life(jitter: float, chance: float) -> int:
-        keys = Keys("test", 1, SERIALIZER)
-        plan = core.Plan(lambda: 1, keys, 100, None, jitter, True, asynchronous=False)
+        keys = CacheKeys("test", 1, SERIALIZER)
+        plan = core.CachingPlan(lambda: 1, keys, 100, None, jitter, True, asynchronous=False)
         return plan.life(lambda: chance)
 
     assert [life(0.1, chance) for chance in (0, 0.5, 1)] == [90_000, 100_000, 110_000]
@@ -522,16 +543,16 @@ def test_jitter_reaches_as_far_as_it_says_and_not_further() -> None:
 
 
 def test_a_server_is_left_alone_after_five_failures_in_a_row() -> None:
-    now = [100.0]
-    health = core.Health(lambda: now[0])
+    clock = Clock(100.0)
+    health = core.ServerHealth(clock)
     assert [health.failed() for _ in range(4)] == [False] * 4
     health.succeeded()
     assert [health.failed() for _ in range(4)] == [False] * 4
     assert health.resting() is False
     assert health.failed() is True
-    now[0] = 102.999
+    clock.now = 102.999
     assert health.resting() is True
-    now[0] = 103.0
+    clock.now = 103.0
     assert health.resting() is False
     assert health.failed() is True  # one more failure is enough to rest again
     assert health.resting() is True
@@ -544,8 +565,8 @@ def test_a_missing_setting_stops_the_start_and_is_named() -> None:
     assert core.read_settings(full | {"CACHE_VERSION": ""})[2] == 1
     for name in full:
         for gap in ({}, {name: ""}):
-            with pytest.raises(RuntimeError, match=f"^{name} is not set$"):
+            with pytest.raises(RuntimeError, match=f"^{name} is not set, or is empty$"):
                 core.read_settings({k: v for k, v in full.items() if k != name} | gap)
     for version in ("1.5", "-1", "v2", "1" * 10):
-        with pytest.raises(RuntimeError, match="CACHE_VERSION is a whole number, not "):
+        with pytest.raises(ValueError, match=r"^CACHE_VERSION must be a whole number of 1 to 9 digits, got "):
             core.read_settings(full | {"CACHE_VERSION": version})

@@ -17,65 +17,68 @@ import pytest
 import redis
 import redis.asyncio
 
-import cache_core as core
-import redis_cache
 import redis_cache_async
-from cache_core import CacheUnavailable
+import redis_cache_core as core
+import redis_cache_sync
+from harness.clock import Clock
+from harness.color import Blocking, Color
+from harness.origin import Origin
+from harness.waiting import at_once, until
 from patterns.caching import redis_cache_kit as kit
-from patterns.caching.redis_cache_kit import CACHE, CONNECT, Blocking, Color, Counting, Origin, Sleeper, at_once, until
-from redis_cache import RedisCache
+from patterns.caching.redis_cache_kit import CACHE, CONNECT, Cache, Counting, Make, cached_by
 from redis_cache_async import AsyncRedisCache
+from redis_cache_core import CacheUnavailable
+from redis_cache_sync import RedisCache
 from servers.faults import FaultProxy
 from servers.valkey import Valkey
 
 # Fixtures.
-color, cache, db, server, proxy = kit.color, kit.cache, kit.db, kit.server, kit.proxy
+cache, make, proxy = kit.cache, kit.make, kit.proxy
 
 
 # --- Redis fails ----------------------------------------------------------------------------------
 
 
-def test_a_dead_server_costs_little_and_the_cache_comes_back_by_itself(color: Color, server: Valkey) -> None:
-    clock = [0.0]
+def test_a_dead_server_costs_little_and_the_cache_comes_back_by_itself(
+    make: Make, clock: Clock, own_valkey: Valkey
+) -> None:
     origin = Origin()
-    cache = color.cache(server.url, timeout=1.0, clock=lambda: clock[0])
-    f = origin.cached_by(cache)
+    cache = make(own_valkey.url, clock=clock)
+    f = cached_by(cache, origin)
     assert [f(), f()] == [1, 1]
-    server.kill()
-    stores = Counting(cache, "_store")
-    begin = time.perf_counter()
+    own_valkey.kill()
+    looks, stores = (Counting(cache, script) for script in ("_acquire_script", "_store_script"))
+    asked = Counting(cache, "_ask_server")
     assert [f() for _ in range(5)] == [2, 3, 4, 5, 6]
-    assert (time.perf_counter() - begin) / 5 < 0.3
-    assert stores.value == 0  # one failure a call is enough
+    assert (asked.value, looks.value, stores.value) == (5, 0, 0)  # one failure a call is enough
     assert cache.get("x", "default") == "default"
     assert cache.set("x", 1, ttl=60) is False
     assert f.invalidate() is False
-    server.start()  # empty: the scripts are gone too
+    own_valkey.start()  # empty: the scripts are gone too
     assert [f(), f()] == [7, 8]  # still left alone
-    clock[0] = core.REST
+    clock.advance(core.REST)
     assert [f(), f()] == [9, 9]
     assert cache.set("x", 1, ttl=60) is True
 
 
-def test_a_hung_server_costs_one_timeout_and_after_five_nothing(color: Color, proxy: FaultProxy) -> None:
+def test_a_hung_server_costs_one_timeout_and_after_five_nothing(make: Make, clock: Clock, proxy: FaultProxy) -> None:
     origin = Origin()
-    clock = [0.0]
-    cache = color.cache(f"redis://127.0.0.1:{proxy.port}", timeout=0.2, clock=lambda: clock[0])
-    f = origin.cached_by(cache)
+    cache = make(f"redis://127.0.0.1:{proxy.port}", timeout=0.5, clock=clock)
+    f = cached_by(cache, origin)
     assert f() == 1
+    asked = Counting(cache, "_ask_server")
     proxy.blackhole = True  # accepts, and says nothing
-    begin = time.perf_counter()
     assert [f() for _ in range(5)] == [2, 3, 4, 5, 6]
-    assert (time.perf_counter() - begin) / 5 < 0.3
+    assert asked.value == 5
     connections = proxy.accepted
     assert [f() for _ in range(20)] == list(range(7, 27))
     assert proxy.accepted == connections  # not even tried
     proxy.heal()
-    clock[0] = core.REST
+    clock.advance(core.REST)
     assert f() == 1
 
 
-async def test_the_attribute_error_of_asyncio_for_a_reset_connection_is_a_failure_of_the_cache(
+async def test_the_attribute_error_of_a_reset_connection_is_a_failure_of_the_cache(
     valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with redis_cache_async.connect(valkey_url, timeout=5) as client:
@@ -93,31 +96,34 @@ async def test_the_attribute_error_of_asyncio_for_a_reset_connection_is_a_failur
         assert await answer() == 42
 
 
-def test_a_server_that_hangs_while_computing_costs_the_store_only(color: Color, proxy: FaultProxy) -> None:
-    hung: list[float] = []
+def test_a_server_that_hangs_while_computing_costs_the_store_only(make: Make, proxy: FaultProxy) -> None:
+    cache = make(f"redis://127.0.0.1:{proxy.port}", timeout=0.2)
+    assert cache.get("connected") is None
+    asked: list[Counting] = []
 
     def load() -> int:
         proxy.blackhole = True
-        hung.append(time.perf_counter())
+        asked.append(Counting(cache, "_ask_server"))
         return 7
 
-    cache = color.cache(f"redis://127.0.0.1:{proxy.port}", timeout=0.2)
-    assert cache.get("connected") is None
     assert cache.cached(ttl=60)(load)() == 7
-    assert time.perf_counter() - hung[0] < 0.3
+    assert asked[0].value == 1
 
 
-def test_a_server_that_dies_while_callers_wait_for_a_leader_stops_the_wait(color: Color, server: Valkey) -> None:
-    sleeper = Sleeper(color, each=server.kill)
-    f = Origin().cached_by(color.cache(server.url, **sleeper.options))
-    with redis.Redis.from_url(server.url) as db:
+def test_a_server_that_dies_while_callers_wait_for_a_leader_stops_the_wait(
+    make: Make, color: Color, clock: Clock, own_valkey: Valkey
+) -> None:
+    cache = make(own_valkey.url, clock=clock, sleep=color.pick(clock.asleep, clock.sleep))
+    f = cached_by(cache, Origin())
+    clock.at_pause = lambda _: own_valkey.kill()
+    with redis.Redis.from_url(own_valkey.url) as db:
         db.set(core.lock_of(f.key_for()), b"a leader", px=60_000)
     assert f() == 1
-    assert len(sleeper.pauses) == 1
+    assert len(clock.pauses) == 1
 
 
 def test_callers_notice_nothing_of_a_server_killed_under_load(
-    color: Color, server: Valkey, monkeypatch: pytest.MonkeyPatch
+    make: Make, own_valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(core, "REST", 0.03)
     runs: list[int] = []
@@ -127,7 +133,7 @@ def test_callers_notice_nothing_of_a_server_killed_under_load(
         runs.append(x)
         return x * x
 
-    f = color.cache(server.url, timeout=0.5).cached(ttl=60)(square)
+    f = make(own_valkey.url, timeout=0.5).cached(ttl=60)(square)
 
     def load() -> list[bool]:
         right: list[bool] = []
@@ -138,9 +144,9 @@ def test_callers_notice_nothing_of_a_server_killed_under_load(
     with ThreadPoolExecutor(4) as pool:
         callers = [pool.submit(load) for _ in range(4)]
         until(lambda: len(runs) >= 5)
-        server.kill()
+        own_valkey.kill()
         until(lambda: len(runs) > 100)
-        server.start()
+        own_valkey.start()
 
         def all_hits() -> bool:
             before = len(runs)
@@ -154,14 +160,14 @@ def test_callers_notice_nothing_of_a_server_killed_under_load(
             assert all(answers)
 
 
-def test_an_answer_cut_off_in_the_middle_is_a_failure_and_not_a_value(color: Color, proxy: FaultProxy) -> None:
+def test_an_answer_cut_off_in_the_middle_is_a_failure_and_not_a_value(make: Make, proxy: FaultProxy) -> None:
     runs: list[int] = []
 
     def load() -> bytes:
         runs.append(1)
         return b"x" * 100_000
 
-    f = color.cache(f"redis://127.0.0.1:{proxy.port}").cached(ttl=60)(load)
+    f = make(f"redis://127.0.0.1:{proxy.port}").cached(ttl=60)(load)
     f()
     proxy.cut_after = 10_000
     assert f() == b"x" * 100_000
@@ -171,12 +177,12 @@ def test_an_answer_cut_off_in_the_middle_is_a_failure_and_not_a_value(color: Col
     assert len(runs) == 2
 
 
-def test_without_fail_open_every_failure_is_raised(color: Color, server: Valkey) -> None:
-    cache = color.cache(server.url, fail_open=False)
+def test_without_fail_open_every_failure_is_raised(make: Make, own_valkey: Valkey) -> None:
+    cache = make(own_valkey.url, fail_open=False)
     origin = Origin()
-    f = origin.cached_by(cache)
+    f = cached_by(cache, origin)
     assert f() == 1
-    server.kill()
+    own_valkey.kill()
     calls: list[Callable[[], Any]] = [
         f,
         f.refresh,
@@ -193,23 +199,23 @@ def test_without_fail_open_every_failure_is_raised(color: Color, server: Valkey)
             assert str(caught.value) == str(caught.value.__cause__)
     with pytest.raises(CacheUnavailable, match=r"^left alone after failing$"):
         f()
-    assert origin.runs == 1
+    assert origin.loads == 1
 
 
-def test_a_failing_function_is_not_hidden_by_a_failing_server(color: Color, server: Valkey) -> None:
+def test_a_failing_function_is_not_hidden_by_a_failing_server(make: Make, own_valkey: Valkey) -> None:
     def load() -> None:
-        server.kill()
+        own_valkey.kill()
         raise LookupError("no such thing")
 
     with pytest.raises(LookupError, match="no such thing"):
-        color.cache(server.url, fail_open=False).cached(ttl=60)(load)()
+        make(own_valkey.url, fail_open=False).cached(ttl=60)(load)()
 
 
 def test_an_invalidation_that_fails_says_so_and_is_never_skipped(
-    color: Color, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+    make: Make, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = color.cache(f"redis://127.0.0.1:{proxy.port}")
-    f = Origin().cached_by(cache)
+    cache = make(f"redis://127.0.0.1:{proxy.port}")
+    f = cached_by(cache, Origin())
     assert f() == 1
     proxy.refuse = True
     proxy.reset_all()
@@ -227,9 +233,9 @@ def test_an_invalidation_that_fails_says_so_and_is_never_skipped(
 
 
 def test_a_client_made_without_a_pool_retries_ten_times_and_this_one_never(
-    server: Valkey, monkeypatch: pytest.MonkeyPatch
+    own_valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.kill()
+    own_valkey.kill()
     sleeps: list[float] = []
     monkeypatch.setattr("redis.retry.sleep", sleeps.append)  # or this test would take them too
     attempts: list[Any] = []
@@ -248,12 +254,12 @@ def test_a_client_made_without_a_pool_retries_ten_times_and_this_one_never(
             client.get("x")
         return len(attempts), len(sleeps)
 
-    assert tries(redis.Redis(port=server.port)) == (11, 10)
+    assert tries(redis.Redis(port=own_valkey.port)) == (11, 10)
     # A shorter timeout does not help: every attempt has its own.
-    short = redis.Redis(port=server.port, socket_timeout=0.2, socket_connect_timeout=0.2)
+    short = redis.Redis(port=own_valkey.port, socket_timeout=0.2, socket_connect_timeout=0.2)
     assert tries(short) == (11, 10)
-    assert tries(redis.Redis.from_url(server.url)) == (1, 0)  # makes a pool, and a pool does not retry
-    assert tries(redis_cache.connect(server.url)) == (1, 0)
+    assert tries(redis.Redis.from_url(own_valkey.url)) == (1, 0)  # makes a pool, and a pool does not retry
+    assert tries(redis_cache_sync.connect(own_valkey.url)) == (1, 0)
 
 
 def test_a_full_default_pool_raises_and_this_one_waits(color: Color, valkey_url: str) -> None:
@@ -264,17 +270,15 @@ def test_a_full_default_pool_raises_and_this_one_waits(color: Color, valkey_url:
         for connection in taken:
             naive.release(connection)
 
-    client = CONNECT[color.name](valkey_url, timeout=5.0, max_connections=2)
-    cache = Blocking(color, CACHE[color.name](client, namespace="test", fail_open=False))
+    client = color.closing(CONNECT[color.name](valkey_url, timeout=5.0, max_connections=2))
+    cache = Cache(color, CACHE[color.name](client, namespace="test", fail_open=False))
     f = cache.cached(ttl=60)(lambda x=0: 1)
     assert at_once(20, f) == [1] * 20
-    color.wait_for(client.aclose() if color.name == "async" else client.close())
 
 
 def test_the_client_waits_a_tenth_of_a_second_for_everything_and_tries_once(color: Color) -> None:
     def settings(options: str) -> list[Any]:
-        client = CONNECT[color.name](f"redis://127.0.0.1:1{options}")
-        color.wait_for(client.aclose() if color.name == "async" else client.close())
+        client = color.closing(CONNECT[color.name](f"redis://127.0.0.1:1{options}"))
         pool = client.connection_pool
         names = ("socket_timeout", "socket_connect_timeout", "retry")
         return [pool.max_connections, pool.timeout, *(pool.connection_kwargs[name] for name in names)]
@@ -290,18 +294,18 @@ def test_a_client_that_decodes_is_refused(color: Color) -> None:
         CACHE[color.name](client, namespace="test")
 
 
-def test_clocks_that_disagree_change_nothing(color: Color, valkey_url: str, db: Any) -> None:
-    early = color.cache(valkey_url, clock=lambda: -1e9)
-    late = color.cache(valkey_url, clock=lambda: 1e9)
+def test_clocks_that_disagree_change_nothing(make: Make, valkey_url: str, valkey: Any) -> None:
+    early = make(valkey_url, clock=lambda: -1e9)
+    late = make(valkey_url, clock=lambda: 1e9)
     origin = Origin()
-    f, g = origin.cached_by(early), origin.cached_by(late)
+    f, g = cached_by(early, origin), cached_by(late, origin)
     assert [f(), g(), f()] == [1, 1, 1]
-    assert 54_000 <= db.pttl(f.key_for()) <= 66_000
+    assert 54_000 <= valkey.pttl(f.key_for()) <= 66_000
 
 
 def test_a_wall_clock_set_back_would_rest_for_an_hour(color: Color, monkeypatch: pytest.MonkeyPatch) -> None:
     wall = [7_200.0]
-    naive = core.Health(lambda: wall[0])
+    naive = core.ServerHealth(lambda: wall[0])
     while not naive.failed():
         pass
     wall[0] -= 3_600
@@ -314,7 +318,7 @@ def test_a_wall_clock_set_back_would_rest_for_an_hour(color: Color, monkeypatch:
 # --- Functions ------------------------------------------------------------------------------------
 
 
-def test_a_function_of_the_other_color_is_refused(cache: Blocking) -> None:
+def test_a_function_of_the_other_color_is_refused(cache: Cache) -> None:
     async def asynchronous() -> None: ...
 
     def synchronous() -> None: ...
@@ -326,16 +330,16 @@ def test_a_function_of_the_other_color_is_refused(cache: Blocking) -> None:
         yield 1
 
     wrong, other = (asynchronous, "AsyncRedisCache")
-    if cache.color.name == "async":
+    if cache.color.is_async:
         wrong, other = (synchronous, "RedisCache")  # type: ignore[assignment]
     with pytest.raises(TypeError, match=f"synchronous belongs to an {other}$"):
-        cache.target.cached(ttl=60)(wrong)
+        cache.inner.cached(ttl=60)(wrong)
     for each in (generator, async_generator):
         with pytest.raises(TypeError, match="generator is a generator: what it yields is gone"):
-            cache.target.cached(ttl=60)(each)
+            cache.inner.cached(ttl=60)(each)
     for nothing in (len, functools.partial(synchronous), staticmethod(synchronous), Origin):
         with pytest.raises(TypeError, match="is not a function made with def"):
-            cache.target.cached(ttl=60)(nothing)
+            cache.inner.cached(ttl=60)(nothing)
 
 
 async def test_a_sync_wrapper_around_an_async_function_caches_a_coroutine() -> None:
@@ -351,14 +355,14 @@ async def test_a_sync_wrapper_around_an_async_function_caches_a_coroutine() -> N
         await naive()
 
 
-def test_a_method_is_cached_by_what_identifies_its_object(cache: Blocking) -> None:
+def test_a_method_is_cached_by_what_identifies_its_object(cache: Cache) -> None:
     runs: list[int] = []
 
     def total(self: Any, day: int) -> int:
         runs.append(day)
         return int(self.number) * day
 
-    decorate = cache.target.cached(ttl=60, key=lambda self, day: f"{self.number}/{day}")
+    decorate = cache.inner.cached(ttl=60, key=lambda self, day: f"{self.number}/{day}")
 
     class Shop:
         all_totals = decorate(cache.color.function(total))
@@ -366,7 +370,7 @@ def test_a_method_is_cached_by_what_identifies_its_object(cache: Blocking) -> No
         def __init__(self, number: int) -> None:
             self.number = number
 
-    one, two, wait_for = Shop(1), Shop(2), cache.color.wait_for
+    one, two, wait_for = Shop(1), Shop(2), cache.color.run
     assert [wait_for(shop.all_totals(3)) for shop in (one, one, two, Shop(1))] == [3, 3, 6, 3]
     assert runs == [3, 3]
     assert wait_for(one.all_totals.invalidate(one, 3)) is True
@@ -374,22 +378,21 @@ def test_a_method_is_cached_by_what_identifies_its_object(cache: Blocking) -> No
     assert runs == [3, 3, 3]
 
 
-def test_a_decorated_function_looks_like_the_one_it_wraps(cache: Blocking) -> None:
+def test_a_decorated_function_looks_like_the_one_it_wraps(cache: Cache) -> None:
     @cache.cached(ttl=60)
     def price_of(sku: str, currency: str = "EUR") -> int:
         """Look a price up."""
         return 1
 
-    made = price_of.target
+    made = price_of.inner
     assert (made.__name__, made.__doc__) == ("price_of", "Look a price up.")
     assert list(inspect.signature(made).parameters) == ["sku", "currency"]
     # FastAPI asks this to decide between the event loop and a thread.
-    is_async = cache.color.name == "async"
-    assert inspect.iscoroutinefunction(made.__call__) is is_async
+    assert inspect.iscoroutinefunction(made.__call__) is cache.color.is_async
 
 
-def test_an_interrupted_computation_leaves_no_lock(valkey_url: str, db: Any) -> None:
-    with redis_cache.connect(valkey_url, timeout=5) as client:
+def test_an_interrupted_computation_leaves_no_lock(valkey_url: str, valkey: Any) -> None:
+    with redis_cache_sync.connect(valkey_url, timeout=5) as client:
 
         @RedisCache(client, namespace="test").cached(ttl=60)
         def f() -> None:
@@ -397,10 +400,10 @@ def test_an_interrupted_computation_leaves_no_lock(valkey_url: str, db: Any) -> 
 
         with pytest.raises(KeyboardInterrupt):
             f()
-    assert db.dbsize() == 0
+    assert valkey.dbsize() == 0
 
 
-async def test_a_cancelled_leader_leaves_no_lock(valkey_url: str, db: Any) -> None:
+async def test_a_cancelled_leader_leaves_no_lock(valkey_url: str, valkey: Any) -> None:
     async with redis_cache_async.connect(valkey_url, timeout=5) as client:
         cache = AsyncRedisCache(client, namespace="test")
         started = asyncio.Event()
@@ -412,17 +415,17 @@ async def test_a_cancelled_leader_leaves_no_lock(valkey_url: str, db: Any) -> No
 
         leader = asyncio.create_task(f())
         await started.wait()
-        assert db.exists(core.lock_of(f.key_for()))
+        assert valkey.exists(core.lock_of(f.key_for()))
         leader.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leader
-        assert db.dbsize() == 0
+        assert valkey.dbsize() == 0
 
 
-async def test_a_caller_cancelled_while_taking_the_lock_leaves_none(valkey_url: str, db: Any) -> None:
+async def test_a_caller_cancelled_while_taking_the_lock_leaves_none(valkey_url: str, valkey: Any) -> None:
     async with redis_cache_async.connect(valkey_url, timeout=5) as client:
         cache = AsyncRedisCache(client, namespace="test")
-        acquire: Any = cache._acquire
+        acquire: Any = cache._acquire_script
         locked = asyncio.Event()
 
         async def slow(**kwargs: Any) -> Any:
@@ -430,18 +433,18 @@ async def test_a_caller_cancelled_while_taking_the_lock_leaves_none(valkey_url: 
             locked.set()
             await asyncio.sleep(60)  # the answer is on its way
 
-        cache._acquire = slow  # type: ignore[assignment]
+        cache._acquire_script = slow  # type: ignore[assignment]
 
         @cache.cached(ttl=60)
         async def f() -> None: ...
 
         caller = asyncio.create_task(f())
         await locked.wait()
-        assert db.exists(core.lock_of(f.key_for()))
+        assert valkey.exists(core.lock_of(f.key_for()))
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller
-        assert db.dbsize() == 0
+        assert valkey.dbsize() == 0
 
 
 async def test_cancelled_callers_do_not_leave_their_answers_to_others(
@@ -469,21 +472,37 @@ async def test_cancelled_callers_do_not_leave_their_answers_to_others(
         assert await asyncio.gather(*map(f, range(20))) == list(range(20))
 
 
+@pytest.mark.parametrize("script", ["_acquire_script", "_store_script"])
+def test_a_caller_interrupted_while_redis_answers_leaves_no_lock(cache: Cache, valkey: Any, script: str) -> None:
+    interruption: type[BaseException] = cache.color.pick(asyncio.CancelledError, KeyboardInterrupt)
+    ask = Blocking(cache.color, getattr(cache.inner, script))
+
+    def interrupted(**kwargs: Any) -> None:
+        if script == "_acquire_script":  # the lock is taken, and nobody has heard of it
+            ask(**kwargs)
+        raise interruption
+
+    setattr(cache.inner, script, cache.color.function(interrupted))
+    f = cached_by(cache, Origin())
+    with pytest.raises(interruption):
+        f()
+    assert valkey.dbsize() == 0
+
+
 def test_a_cache_is_made_from_the_environment(
-    color: Color, valkey_url: str, monkeypatch: pytest.MonkeyPatch, db: Any
+    color: Color, valkey_url: str, monkeypatch: pytest.MonkeyPatch, valkey: Any
 ) -> None:
     monkeypatch.delenv("CACHE_VERSION", raising=False)
     monkeypatch.delenv("REDIS_URL", raising=False)
     monkeypatch.setenv("CACHE_NAMESPACE", "shop")
-    with pytest.raises(RuntimeError, match="REDIS_URL is not set"):
+    with pytest.raises(RuntimeError, match=r"^REDIS_URL is not set, or is empty$"):
         CACHE[color.name].from_env()
     # A busy machine may take longer than the default of 0.1 s, which is not the question here.
     monkeypatch.setenv("REDIS_URL", f"{valkey_url}?socket_timeout=5&socket_connect_timeout=5")
     for version in ("1", "2"):
         environ = {**os.environ, "CACHE_VERSION": version}
-        cache = Blocking(color, CACHE[color.name].from_env(environ, fail_open=False))
-        assert cache.target.fail_open is False
+        cache = Cache(color, CACHE[color.name].from_env(environ, fail_open=False))
+        color.closing(cache.inner.client)
+        assert cache.fail_open is False
         cache.set("x", version, ttl=60)
-        client = cache.target.client
-        color.wait_for(client.aclose() if color.name == "async" else client.close())
-    assert {key.split(b":{")[0] for key in db.scan_iter()} == {b"shop:v1", b"shop:v2"}
+    assert {key.split(b":{")[0] for key in valkey.scan_iter()} == {b"shop:v1", b"shop:v2"}

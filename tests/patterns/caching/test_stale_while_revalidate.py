@@ -164,7 +164,7 @@ def test_an_empty_value_is_a_value(twin: Twin, valkey_url: str, kind: str, empty
 
 
 @stores
-def test_a_failed_refresh_leaves_the_old_value_and_is_not_repeated_before_retry_after(
+def test_a_failed_refresh_leaves_the_old_value_and_does_not_run_before_retry_after(
     twin: Twin, valkey_url: str, kind: str
 ) -> None:
     cache, origin = twin.cache(twin.store(kind, valkey_url), retry_after=5.0), Origin()
@@ -204,7 +204,7 @@ def test_deleting_the_entry_on_a_failed_refresh_makes_an_outage_of_a_brown_out()
 
 
 @stores
-def test_a_dead_value_is_served_within_error_for_and_marked_and_then_the_error_is_raised(
+def test_a_dead_value_is_served_marked_within_error_for_and_then_the_error_is_raised(
     twin: Twin, valkey_url: str, kind: str
 ) -> None:
     cache = twin.cache(twin.store(kind, valkey_url), error_for=600.0, retry_after=2.0)
@@ -253,7 +253,7 @@ def test_a_load_that_hangs_is_given_up_after_its_timeout(twin: Twin) -> None:
     until(cache.idle)
 
 
-def test_failures_are_remembered_for_retry_after_and_not_for_ever(twin: Twin) -> None:
+def test_failures_are_remembered_for_retry_after_and_not_forever(twin: Twin) -> None:
     cache, origin = twin.cache(retry_after=5.0), Origin()
     origin.error = ConnectionError("down")
     for key, later, remembered in (("a", 0, "a"), ("b", 4.5, "ab"), ("c", 0.5, "bc"), ("d", 60, "d")):
@@ -342,7 +342,7 @@ async def test_sharing_a_bare_future_cancels_the_followers_with_the_leader() -> 
     assert follower.cancelled()
 
 
-async def test_a_task_without_a_reference_is_lost_and_its_error_only_surfaces_as_never_retrieved() -> None:
+async def test_a_task_without_a_reference_is_lost_and_its_error_is_told_as_never_retrieved() -> None:
     unhandled: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context["message"]))
 
@@ -442,7 +442,7 @@ def test_refreshes_beyond_the_limit_are_skipped_and_not_queued(twin: Twin) -> No
     assert [cache.get(key, origin) for key in "cd"] == [3, 4]  # now it is their turn
     until(cache.idle)
     assert origin.loads == 8
-    until(lambda: not getattr(cache.inner, "_threads", None))  # none is held for ever
+    until(lambda: not getattr(cache.inner, "_threads", None))  # none is held forever
     assert inspect.signature(twin.module.SWRCache).parameters["max_refreshes"].default == 32
 
 
@@ -534,7 +534,7 @@ def test_memory_holds_no_more_than_it_may_and_drops_what_has_ended(twin: Twin) -
     twin.clock.now += 3
     cache.set("a", 6)
     assert list(store._entries) == ["a"]
-    assert sorted(naive) == ["a", "b", "c", "d"]  # without an end they stay for ever
+    assert sorted(naive) == ["a", "b", "c", "d"]  # without an end they stay forever
     with pytest.raises(ValueError, match="max_items must be at least 1"):
         twin.memory(max_items=0)
     assert inspect.signature(twin.module.MemoryStore).parameters["max_items"].default == 10_000

@@ -90,7 +90,7 @@ def test_readers_of_a_slow_origin_never_wait_for_it(twin: Twin, origin: HttpOrig
     assert meanwhile >= 3 * 3  # reads that were answered while the origin was being asked
 
 
-def test_an_origin_that_fails_for_a_minute_is_asked_once_every_retry_after_and_nobody_notices(
+def test_an_origin_that_fails_for_a_minute_is_asked_once_each_retry_after_unnoticed(
     twin: Twin, origin: HttpOrigin
 ) -> None:
     cache = twin.cache(error_for=600.0, retry_after=10.0)

@@ -1,6 +1,6 @@
-"""Share the results of functions between processes through Redis or Valkey, each computed once.
+"""Share the results of functions between processes through Redis or Valkey, computed once.
 
-Needs `cache_codec.py` and `cache_core.py` beside it. Threads may share one cache.
+Needs `cache_codec.py` and `redis_cache_core.py` beside it. Threads may share one cache.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from redis import BlockingConnectionPool, Redis, RedisError
+from redis import BlockingConnectionPool, Redis
 
-import cache_core as core
+import redis_cache_core as core
 from cache_codec import JsonSerializer, Serializer
 
 P = ParamSpec("P")
@@ -31,7 +31,9 @@ def connect(url: str, *, timeout: float = 0.1, max_connections: int = 50) -> Red
     """Return a client that gives up after `timeout` seconds, without the default's 10 retries.
 
     When all connections are busy a caller waits for one, also `timeout` seconds at most.
+    Raises `ValueError` for a `timeout` that is no number over 0.
     """
+    core.checked_seconds("timeout", timeout)
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=max_connections,
@@ -50,6 +52,9 @@ class RedisCache:
     `CacheUnavailable`. `lock_ttl` (seconds) must be more than the slowest function takes, or its
     result is not stored; `wait` (seconds) bounds the wait for another caller who computes the same.
     Raise `version` when stored values change their meaning.
+
+    Raises `ValueError` for a client that decodes, a namespace or version that makes no key, and
+    times that are not above 0 and finite; `wait` may be 0.
     """
 
     def __init__(
@@ -68,19 +73,26 @@ class RedisCache:
     ) -> None:
         if client.connection_pool.connection_kwargs.get("decode_responses"):
             raise ValueError("the client must hand out bytes: decode_responses=False")
-        self.client, self.fail_open = client, fail_open
+        self.client = client
+        self.fail_open = fail_open
         self._serializer = serializer or JsonSerializer()
-        self._keys = core.Keys(namespace, version, self._serializer)
-        self._lock_ms, self._wait = core.milliseconds(lock_ttl), wait
-        self._clock, self._sleep, self._rng = clock, sleep, rng
-        self._health = core.Health(clock)
-        self._acquire = client.register_script(core.ACQUIRE)
-        self._store = client.register_script(core.STORE)
-        self._release = client.register_script(core.RELEASE)
+        self._keys = core.CacheKeys(namespace, version, self._serializer)
+        self._lock_ms = core.milliseconds("lock_ttl", lock_ttl)
+        self._wait = core.checked_seconds("wait", wait, or_zero=True)
+        self._clock = clock
+        self._sleep = sleep
+        self._rng = rng
+        self._health = core.ServerHealth(clock)
+        self._acquire_script = client.register_script(core.ACQUIRE)
+        self._store_script = client.register_script(core.STORE)
+        self._release_script = client.register_script(core.RELEASE)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ, **options: Any) -> RedisCache:
-        """Read REDIS_URL, CACHE_NAMESPACE and CACHE_VERSION; `RuntimeError` names a missing one."""
+        """Make one from REDIS_URL, CACHE_NAMESPACE and CACHE_VERSION.
+
+        Raises `RuntimeError` naming one that is missing, `ValueError` for one that is malformed.
+        """
         url, namespace, version = core.read_settings(environ)
         return cls(connect(url), namespace=namespace, version=version, **options)
 
@@ -97,12 +109,14 @@ class RedisCache:
         `key` is called with all arguments, defaults too, and returns the text that stands for them
         where they have no text form or do not all matter.
 
-        Raises `TypeError` for a coroutine function, a generator or no function at all, and
+        Raises `TypeError` for a function of the other color, a generator or no function at all, and
         `ValueError` for a `ttl` or `jitter` out of range.
         """
 
         def decorate(func: Callable[P, R]) -> CachedFunction[P, R]:
-            plan = core.Plan(func, self._keys, ttl, key, jitter, cache_none, asynchronous=False)
+            plan = core.CachingPlan(
+                func, self._keys, ttl, key, jitter, cache_none, asynchronous=False
+            )
             return CachedFunction(self, plan)
 
         return decorate
@@ -110,15 +124,15 @@ class RedisCache:
     def get(self, name: str, default: Any = None) -> Any:
         """Return the value that was `set` under `name`, else `default`."""
         key = self._keys.name(name)
-        found = self._try(lambda: self.client.mget(key))
+        found = self._ask_if_up(lambda: self.client.mget(key))
         value = core.unwrap(self._serializer, found[0]) if found else core.MISS
         return default if value is core.MISS else value
 
     def set(self, name: str, value: Any, ttl: float) -> bool:
         """Keep `value` for `ttl` seconds; return False when Redis could not be told."""
-        key, life = self._keys.name(name), core.milliseconds(ttl)
+        key, life = self._keys.name(name), core.milliseconds("ttl", ttl)
         data = core.wrap(self._serializer, value)
-        return self._try(lambda: self.client.set(key, data, px=life)) is not None
+        return self._ask_if_up(lambda: self.client.set(key, data, px=life)) is not None
 
     def delete(self, name: str) -> bool:
         """Forget the value under `name`; return False when Redis could not be told."""
@@ -127,77 +141,90 @@ class RedisCache:
     def forget(self, key: str) -> bool:
         """Delete a key of Redis, and the lock of whoever is computing its value now."""
         both = (key, core.lock_of(key))
-        return self._try(lambda: self.client.delete(*both), forgetting=key) is not None
+        return self._ask_if_up(lambda: self.client.delete(*both), forgetting=key) is not None
 
-    def fetch(self, plan: core.Plan, args: Any, kwargs: Any, *, force: bool = False) -> Any:
+    def fetch(self, plan: core.CachingPlan, args: Any, kwargs: Any, *, force: bool = False) -> Any:
         """Return the shared result of a call, or compute it; `force` computes in any case."""
         key, token = plan.key_of(*args, **kwargs), secrets.token_bytes(16)
         keys = [key, core.lock_of(key)]
         try:
-            value, leads = self._enter(keys, token, force)
+            value, leads = self._find_or_lock(keys, token, force)
         except core.CacheUnavailable:
             if not self.fail_open:
                 raise
             value, leads = core.MISS, False
+        except BaseException:  # cancelled or interrupted: the lock may be ours already
+            self._free_lock(keys, token)
+            raise
         if value is not core.MISS:
             return value
         if not leads:
             return plan.func(*args, **kwargs)
+        return self._compute_and_store(plan, args, kwargs, keys, token)
+
+    def _compute_and_store(
+        self, plan: core.CachingPlan, args: Any, kwargs: Any, keys: list[str], token: bytes
+    ) -> Any:
+        """Call the function with the lock, which ends in any case."""
         began = self._clock()
         try:
             value = plan.func(*args, **kwargs)
             data = core.wrap(self._serializer, value)
+            if value is None and not plan.cache_none:
+                self._free_lock(keys, token)
+                return None
+            life = plan.life(self._rng)
+            stored = self._ask_if_up(
+                lambda: self._store_script(keys=keys, args=[token, data, life])
+            )
         except BaseException:
-            self._give_up(keys, token)
+            self._free_lock(keys, token)
             raise
-        if value is None and not plan.cache_none:
-            self._give_up(keys, token)
-            return None
-        life = plan.life(self._rng)
-        stored = self._try(lambda: self._store(keys=keys, args=[token, data, life]))
         if stored == 0 and (self._clock() - began) * 1000 >= self._lock_ms:
             log.warning("%s took longer than lock_ttl: its result is not stored", plan.label)
         return value
 
-    def _enter(self, keys: list[str], token: bytes, force: bool) -> tuple[Any, bool]:
+    def _find_or_lock(self, keys: list[str], token: bytes, force: bool) -> tuple[Any, bool]:
         """Return the value or MISS, and whether the caller has the lock, to compute and store."""
         if force:  # take the lock from whoever has it: what they have read may be older
-            self._ask(lambda: self.client.set(keys[1], token, px=self._lock_ms))
+            self._ask_server(lambda: self.client.set(keys[1], token, px=self._lock_ms))
             return core.MISS, True
-        found = self._ask(lambda: self.client.mget(keys[0]))
+        found = self._ask_server(lambda: self.client.mget(keys[0]))
         value = core.unwrap(self._serializer, found[0])
         for has_waited in (False, True):
             if value is not core.MISS:
                 return value, False
-            found, holder = self._ask(lambda: self._acquire(keys=keys, args=[token, self._lock_ms]))
+            found, holder = self._ask_server(
+                lambda: self._acquire_script(keys=keys, args=[token, self._lock_ms])
+            )
             value = core.unwrap(self._serializer, found)
             if holder == token and value is core.MISS:
                 return value, True
             if holder == token:  # stored between the two looks
-                self._give_up(keys, token)
+                self._free_lock(keys, token)
             elif value is core.MISS and not has_waited:
-                value = self._wait_for(keys, holder)
+                value = self._wait_for_leader(keys, holder)
         return value, False
 
-    def _wait_for(self, keys: list[str], holder: bytes) -> Any:
+    def _wait_for_leader(self, keys: list[str], holder: bytes) -> Any:
         """Return the value when `holder` has stored it; MISS when they give up or take too long."""
         deadline, pause = self._clock() + self._wait, 0.005
         while (left := deadline - self._clock()) > 0:
             self._sleep(min(pause, left))
             pause = min(1.5 * pause, 0.05)
-            found, now = self._ask(lambda: self.client.mget(keys))
+            found, now = self._ask_server(lambda: self.client.mget(keys))
             value = core.unwrap(self._serializer, found)
             if value is not core.MISS or now != holder:
                 return value
         return core.MISS
 
-    def _give_up(self, keys: list[str], token: bytes) -> None:
+    def _free_lock(self, keys: list[str], token: bytes) -> None:
         with contextlib.suppress(core.CacheUnavailable):  # then the lock ends by itself
-            self._ask(lambda: self._release(keys=keys, args=[token]))
+            self._ask_server(lambda: self._release_script(keys=keys, args=[token]))
 
-    def _try(self, send: Callable[[], T], *, forgetting: str = "") -> T | None:
+    def _ask_if_up(self, send: Callable[[], T], *, forgetting: str = "") -> T | None:
         try:  # to forget even while Redis is left alone: stale is worse than slow
-            return self._ask(send, insist=bool(forgetting))
+            return self._ask_server(send, insist=bool(forgetting))
         except core.CacheUnavailable:
             if not self.fail_open:
                 raise
@@ -205,12 +232,12 @@ class RedisCache:
                 log.warning("could not invalidate %s: it is served until it expires", forgetting)
             return None
 
-    def _ask(self, send: Callable[[], T], *, insist: bool = False) -> T:
+    def _ask_server(self, send: Callable[[], T], *, insist: bool = False) -> T:
         if self._health.resting() and not insist:
             raise core.CacheUnavailable("left alone after failing")
         try:
             reply = send()
-        except RedisError as error:
+        except core.SERVER_ERRORS as error:
             if self._health.failed():
                 log.warning("the cache is skipped for %g s: %s", core.REST, error)
             raise core.CacheUnavailable(str(error)) from error
@@ -221,9 +248,10 @@ class RedisCache:
 class CachedFunction(Generic[P, R]):
     """What `@cache.cached(...)` makes of a function; call it as before."""
 
-    def __init__(self, cache: RedisCache, plan: core.Plan) -> None:
+    def __init__(self, cache: RedisCache, plan: core.CachingPlan) -> None:
         functools.update_wrapper(self, plan.func)
-        self._cache, self._plan = cache, plan
+        self._cache = cache
+        self._plan = plan
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return the shared result; compute it when there is none."""

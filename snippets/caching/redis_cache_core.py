@@ -1,7 +1,7 @@
 """What the sync and the async Redis cache decide alike, without any input or output.
 
 Keys that no two different calls share, lifetimes, the Lua scripts of the lock, and the rest that a
-failing server is given.
+failing server is given. Needs `cache_codec.py` beside it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+
+from redis import RedisError
 
 from cache_codec import JsonSerializer, Serializer, UnserializableValue
 
@@ -40,6 +42,9 @@ if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[2])
 """
 MISS: Final[Any] = object()  # not in the cache; None is a value like any other
+# What a client raises when its server fails. AttributeError: asyncio in Python 3.12 and 3.13.0
+# does where a connection has been reset.
+SERVER_ERRORS = (RedisError, AttributeError)
 FAILURES, REST = 5, 3.0  # after so many failures in a row the server is left alone for REST seconds
 _FORMAT = b"1:"  # stands before every value: what another program left under a key is a miss
 
@@ -72,34 +77,42 @@ def lock_of(key: str) -> str:
     return f"{key}:lock"
 
 
-def milliseconds(seconds: float) -> int:
-    """Return what PX takes, at least 1; raise `ValueError` unless 0 < seconds < infinity."""
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"a lifetime is more than 0 s and finite, not {seconds!r}")
-    return max(1, round(seconds * 1000))
+def checked_seconds(name: str, value: float, *, or_zero: bool = False) -> float:
+    """Return a time above 0; raise `ValueError` that names the argument for anything else."""
+    if not (_is_number(value) and (value > 0 or (or_zero and value == 0))):
+        least = "from 0" if or_zero else "over 0"
+        raise ValueError(f"{name} must be a number of seconds {least}, got {value!r}")
+    return value
+
+
+def milliseconds(name: str, seconds: float) -> int:
+    """Return what PX takes, at least 1; raise as `checked_seconds` does."""
+    return max(1, round(checked_seconds(name, seconds) * 1000))
 
 
 def read_settings(environ: Mapping[str, str]) -> tuple[str, str, int]:
-    """Return REDIS_URL, CACHE_NAMESPACE, CACHE_VERSION (default 1); `RuntimeError` names a gap."""
+    """Return REDIS_URL, CACHE_NAMESPACE and CACHE_VERSION (1 when it is not set).
+
+    Raises `RuntimeError` naming one that is missing, `ValueError` for a version that is no number.
+    """
     for name in ("REDIS_URL", "CACHE_NAMESPACE"):
         if not environ.get(name):
-            raise RuntimeError(f"{name} is not set")
+            raise RuntimeError(f"{name} is not set, or is empty")
     version = environ.get("CACHE_VERSION") or "1"
     if not re.fullmatch("[0-9]{1,9}", version):
-        raise RuntimeError(f"CACHE_VERSION is a whole number, not {version!r}")
+        raise ValueError(f"CACHE_VERSION must be a whole number of 1 to 9 digits, got {version!r}")
     return environ["REDIS_URL"], environ["CACHE_NAMESPACE"], int(version)
 
 
-class Keys:
+class CacheKeys:
     """Names in Redis, "namespace:v1:{label:sha-256}": under 200 bytes whatever the arguments."""
 
     def __init__(self, namespace: str, version: int, serializer: Serializer) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,48}", namespace):
+            raise ValueError(f"namespace must be 1 to 48 of A-Z a-z 0-9 _ . -, got {namespace!r}")
+        if type(version) is not int or not 0 <= version < 10**9:
+            raise ValueError(f"version must be a whole number of 0 to 999,999,999, got {version!r}")
         self._prefix = f"{namespace}:v{version}:"
-        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,48}:v[0-9]{1,9}:", self._prefix):
-            raise ValueError(
-                f"namespace {namespace!r} must be 1 to 48 of A-Z a-z 0-9 _ . - "
-                f"and version {version!r} a whole number of 1 to 9 digits"
-            )
         # What may be stored may be an argument too.
         self._json = serializer if isinstance(serializer, JsonSerializer) else JsonSerializer()
 
@@ -111,7 +124,7 @@ class Keys:
         return f"{self._prefix}{{{readable}:{digest}}}"
 
 
-class Plan:
+class CachingPlan:
     """How one function is cached: the keys of its calls, the life of its results.
 
     Raises `TypeError` for no function, a generator or the other color, `ValueError` for a `ttl` or
@@ -121,7 +134,7 @@ class Plan:
     def __init__(
         self,
         func: Callable[..., Any],
-        keys: Keys,
+        keys: CacheKeys,
         ttl: float,
         key: Callable[..., str] | None,
         jitter: float,
@@ -137,11 +150,14 @@ class Plan:
         if inspect.iscoroutinefunction(func) is not asynchronous:
             other = "RedisCache" if asynchronous else "AsyncRedisCache"
             raise TypeError(f"{self.label} belongs to an {other}")
-        milliseconds(ttl)
-        if not 0 <= jitter < 1:
-            raise ValueError(f"jitter is at least 0 and less than 1, not {jitter!r}")
-        self.func, self.cache_none = func, cache_none
-        self._keys, self._key, self._ttl, self._jitter = keys, key, ttl, jitter
+        if not (_is_number(jitter) and 0 <= jitter < 1):
+            raise ValueError(f"jitter must be a number of 0 to under 1, got {jitter!r}")
+        self.func = func
+        self.cache_none = cache_none
+        self._keys = keys
+        self._key = key
+        self._ttl = checked_seconds("ttl", ttl)
+        self._jitter = jitter
         self._signature = inspect.signature(func)
 
     def key_of(self, *args: Any, **kwargs: Any) -> str:
@@ -156,14 +172,16 @@ class Plan:
 
     def life(self, rng: Callable[[], float]) -> int:
         """Return the life of one result in ms: results made together do not expire together."""
-        return milliseconds(self._ttl * (1 + self._jitter * (2 * rng() - 1)))
+        return milliseconds("ttl", self._ttl * (1 + self._jitter * (2 * rng() - 1)))
 
 
-class Health:
+class ServerHealth:
     """Counts failures in a row. A lost update between threads costs one attempt more, no harm."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock, self._failures, self._rest_until = clock, 0, -math.inf
+        self._clock = clock
+        self._failures = 0
+        self._rest_until = -math.inf
 
     def resting(self) -> bool:
         """Say whether the server is to be left alone now."""
@@ -180,3 +198,8 @@ class Health:
             return False
         self._rest_until = self._clock() + REST
         return True
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
