@@ -97,7 +97,7 @@ class TokenBucket:
             self._join(place, timeout)
             while (seconds := self._turn(place, event)) != 0:
                 self._wait(event, seconds)
-        except BaseException:  # KeyboardInterrupt too: nobody may stand in the line for ever
+        except BaseException:  # KeyboardInterrupt too: nobody may stand in the line forever
             self._leave(place)
             raise
 

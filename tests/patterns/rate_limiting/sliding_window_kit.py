@@ -19,7 +19,7 @@ class Clock:
 
 
 class FixedWindow:
-    """Counts by minute (or any window) and key, and keeps every count for ever."""
+    """Counts by minute (or any window) and key, and keeps every count forever."""
 
     def __init__(self, limit: int, window: float, *, clock: Callable[[], float]) -> None:
         self.limit, self.window, self.clock = limit, window, clock

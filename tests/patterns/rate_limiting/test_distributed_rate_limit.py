@@ -223,7 +223,7 @@ def test_the_decision_is_that_of_the_limit_that_leaves_the_least(make: Make) -> 
     assert refused.retry_after > 3000
 
 
-def test_a_cost_takes_several_and_none_when_it_does_not_fit_and_a_cost_of_zero_only_looks(make: Make) -> None:
+def test_a_cost_takes_several_or_none_when_it_does_not_fit_and_a_cost_of_zero_looks(make: Make) -> None:
     limiter = make()
     assert limiter.hit("ann", [SLOW], cost=3).remaining == 2
     assert not limiter.hit("ann", [SLOW], cost=3).allowed
@@ -633,7 +633,7 @@ def test_a_sorted_set_of_timestamps_counts_hits_of_the_same_instant_once(server:
     assert server.zcard("log") == 1
 
 
-def test_incr_and_then_expire_locks_a_key_for_ever_when_it_stops_in_between(server: redis.Redis, make: Make) -> None:
+def test_incr_and_then_expire_locks_a_key_forever_when_it_stops_in_between(server: redis.Redis, make: Make) -> None:
     def naive(crash: bool = False) -> bool:
         used = int(server.incr("window"))
         if crash:

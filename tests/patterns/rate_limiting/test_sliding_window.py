@@ -90,7 +90,7 @@ def test_a_hit_counts_until_exactly_a_window_after_it(clock: Clock) -> None:
     arrivals=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 5), st.sampled_from("ab"), st.booleans())),
 )
 @settings(max_examples=150, deadline=None)
-def test_a_log_decides_as_one_who_counts_all_hits_of_the_window_and_so_allows_no_more_in_any(
+def test_a_log_decides_as_one_who_counts_all_hits_of_the_window(
     limit: int, arrivals: list[tuple[int, int, str, bool]]
 ) -> None:
     clock = Clock(1000)
@@ -117,7 +117,7 @@ def test_a_log_decides_as_one_who_counts_all_hits_of_the_window_and_so_allows_no
     arrivals=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 6), st.booleans())),
 )
 @settings(max_examples=150, deadline=None)
-def test_a_counter_decides_by_its_estimate_and_never_allows_more_than_twice_the_limit(
+def test_a_counter_decides_by_its_estimate_and_never_allows_over_twice_the_limit(
     limit: int, arrivals: list[tuple[int, int, bool]]
 ) -> None:
     clock = Clock(1000)
@@ -292,7 +292,7 @@ def test_around_the_edge_a_fixed_window_allows_twice_the_limit_in_a_moment(clock
 
 
 @both
-def test_hammering_keeps_a_client_out_for_ever_where_refused_hits_are_recorded(make: Make, clock: Clock) -> None:
+def test_hammering_keeps_a_client_out_forever_where_refused_hits_are_recorded(make: Make, clock: Clock) -> None:
     naive, limiter = Recording(10, 6, clock=clock), make(10, 6, clock=clock)
     passed = [0, 0]
     for tick in range(1000 * 12 + 500):  # a thousand a second
@@ -337,7 +337,7 @@ def test_rebuilding_the_list_costs_more_the_more_hits_there_are_and_a_deque_does
 
 
 @both
-def test_keys_that_come_once_fill_the_memory_of_a_dictionary_and_here_the_old_ones_go(make: Make, clock: Clock) -> None:
+def test_keys_that_come_once_fill_the_memory_of_a_dictionary_and_here_old_ones_go(make: Make, clock: Clock) -> None:
     naive, limiter = FixedWindow(10, 60, clock=clock), make(10, 60, max_keys=100, clock=clock)
     for number in range(1000):
         clock.now = number
@@ -446,9 +446,7 @@ def test_any_sequence_of_keys_is_kept_and_forgotten_as_a_model_predicts(visits: 
 
 
 @both
-def test_a_clock_that_goes_back_an_hour_allows_nothing_more_and_locks_nobody_out_for_an_hour(
-    make: Make, clock: Clock
-) -> None:
+def test_a_clock_that_goes_back_an_hour_allows_nothing_more_and_locks_nobody_out(make: Make, clock: Clock) -> None:
     clock.now = 36_000
     naive, limiter = Recording(5, 60, clock=clock), make(5, 60, clock=clock)
     assert (allowed(naive, 5), allowed(limiter, 6)) == (5, 5)
@@ -581,7 +579,7 @@ class Recursive:
             await self.wait(depth + 1)
 
 
-def test_waiting_by_recursion_fails_in_a_crowd_whose_waits_here_are_one_after_another() -> None:
+def test_waiting_by_recursion_fails_in_a_crowd_that_waits_here_one_after_another() -> None:
     async def crowd(wait: Callable[[], Awaitable[None]]) -> list[BaseException | None]:
         return await asyncio.gather(*(wait() for _ in range(300)), return_exceptions=True)
 
@@ -656,7 +654,7 @@ async def test_a_counter_lets_its_waiters_through_as_its_estimate_falls(start: f
 
 
 @both
-async def test_rounding_makes_nobody_wait_for_ever_whatever_the_clock_starts_from(make: Make) -> None:
+async def test_rounding_makes_nobody_wait_forever_whatever_the_clock_starts_from(make: Make) -> None:
     fake = FakeSleep()
     fake.now = 1.7e9 + 0.0123
     limiter = make(7, 0.01, clock=fake, sleep=fake.sleep)

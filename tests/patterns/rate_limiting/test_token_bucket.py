@@ -99,7 +99,7 @@ def test_the_whole_capacity_may_be_taken_at_once_and_nothing_more(make: Callable
         world.bucket.try_acquire(3.01)
 
 
-def test_a_clock_that_goes_back_while_somebody_waits_costs_at_most_the_wait_once_more(
+def test_a_clock_that_goes_back_during_a_wait_costs_at_most_the_wait_once_more(
     make: Callable[[float, float], World],
 ) -> None:
     world = make(10, 1)
@@ -151,7 +151,7 @@ def test_the_clock_is_one_that_nobody_sets_if_you_give_none(kind: type[TokenBuck
 
 
 @pytest.mark.parametrize("start", [0.0, 1e6, 1.7e9])
-def test_rounding_makes_nobody_wait_for_ever_whatever_the_clock_starts_from(
+def test_rounding_makes_nobody_wait_forever_whatever_the_clock_starts_from(
     make: Callable[[float, float], World], start: float
 ) -> None:
     world = make(3, 1)
@@ -188,7 +188,7 @@ def test_of_fifty_who_wait_only_the_first_watches_the_clock(make: Callable[[floa
         assert [job.until < math.inf for job in jobs if job.waits] == [True] + [False] * (48 - number)
 
 
-def test_when_the_first_of_three_gives_up_the_others_finish_at_the_times_it_leaves_them(
+def test_when_the_first_of_three_gives_up_the_others_finish_when_that_lets_them(
     make: Callable[[float, float], World],
 ) -> None:
     world = make(5, 1)
@@ -324,7 +324,7 @@ def test_a_cancelled_reservation_gives_its_tokens_back_once_and_those_behind_mov
     assert world.bucket.available() == pytest.approx(1)
 
 
-def test_what_a_reservation_gives_back_after_its_time_is_less_by_what_a_full_bucket_would_have_lost(
+def test_a_late_reservation_gives_back_less_by_what_a_full_bucket_would_have_lost(
     make: Callable[[float, float], World],
 ) -> None:
     world = make(2, 4)
