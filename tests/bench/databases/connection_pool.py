@@ -16,9 +16,9 @@ import sqlalchemy
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from bench.kit import SERIES, Plot, Table, compare, ratio_table, version
-from pool import AsyncDatabase, PoolConfig
+from pool_async import AsyncDatabase
+from pool_core import PoolConfig
 from pool_sync import Database
-from pool_sync import PoolConfig as SyncPoolConfig
 from servers.postgres import Postgres
 
 CALLS = 10
@@ -41,7 +41,7 @@ def tables() -> list[Table]:
 def _borrowing(url: str) -> Table:
     alchemy = url.replace("postgresql://", "postgresql+psycopg://")
     with ExitStack() as stack, asyncio.Runner() as runner:
-        ours = stack.enter_context(Database(SyncPoolConfig(url, max_size=2)))
+        ours = stack.enter_context(Database(PoolConfig(url, max_size=2)))
         plain = stack.enter_context(psycopg_pool.ConnectionPool(url, min_size=1, open=False))
         check = psycopg_pool.ConnectionPool.check_connection
         checked = stack.enter_context(psycopg_pool.ConnectionPool(url, min_size=1, check=check, open=False))
