@@ -15,7 +15,7 @@ from .errors import MEANINGS, answer_errors
 from .etags import ANY, Preconditions, etag, parse_etags
 from .json_route import JsonRoute
 from .models import ItemIn, ItemOut, ItemPatch, StaleError
-from .store import AsyncItemStore
+from .store_async import AsyncItemStore
 
 MAX_BODY = 1_000_000  # bytes
 
@@ -27,7 +27,7 @@ router = APIRouter(
 )
 
 
-def _store(request: Request) -> AsyncItemStore:
+def _store_of(request: Request) -> AsyncItemStore:
     store: AsyncItemStore = request.app.state.items
     return store
 
@@ -46,14 +46,14 @@ def _preconditions(
         raise HTTPException(400, str(error)) from error
 
 
-Store = Annotated[AsyncItemStore, Depends(_store)]
+Store = Annotated[AsyncItemStore, Depends(_store_of)]
 Given = Annotated[Preconditions, Depends(_preconditions)]
 
 
 @router.post("", status_code=201, response_model=ItemOut)
 async def create_item(request: Request, store: Store, item: ItemIn) -> Response:
     """Create an item under an id of the server's choice."""
-    return _answer(request, await store.create(uuid4(), item), 201)
+    return _item_response(request, await store.create(uuid4(), item), 201)
 
 
 @router.head("", include_in_schema=False)  # FastAPI's GET routes answer HEAD with 405
@@ -72,7 +72,7 @@ async def read_item(request: Request, store: Store, given: Given, item_id: UUID)
     item = await store.get(item_id)
     if not given.match(item.version):
         raise StaleError(item_id)
-    return _answer(request, item, 200 if given.none_match(item.version) else 304)
+    return _item_response(request, item, 200 if given.none_match(item.version) else 304)
 
 
 @router.put("/{item_id}", response_model=ItemOut, responses={201: {"model": ItemOut}})
@@ -81,9 +81,9 @@ async def put_item(
 ) -> Response:
     """Replace an item; with `If-None-Match: *` create it under the id that the client chose."""
     if given.if_none_match == ANY and given.if_match is None:
-        return _answer(request, await store.create(item_id, item), 201)
+        return _item_response(request, await store.create(item_id, item), 201)
     await _require_if_match(store, given, item_id)
-    return _answer(request, await store.replace(item_id, item, given.allow))
+    return _item_response(request, await store.replace(item_id, item, given.allow))
 
 
 @router.patch("/{item_id}", response_model=ItemOut)
@@ -96,7 +96,7 @@ async def patch_item(
 ) -> Response:
     """Change the fields that the merge patch has."""
     await _require_if_match(store, given, item_id)
-    return _answer(request, await store.change(item_id, patch, given.allow))
+    return _item_response(request, await store.change(item_id, patch, given.allow))
 
 
 @router.delete("/{item_id}", status_code=204, response_class=Response)
@@ -113,7 +113,7 @@ async def _require_if_match(store: AsyncItemStore, given: Preconditions, item_id
         raise HTTPException(428, "send If-Match with the ETag that you have read")
 
 
-def _answer(request: Request, item: ItemOut, status: int = 200) -> Response:
+def _item_response(request: Request, item: ItemOut, status: int = 200) -> Response:
     # Not request.url_for(), which believes the Host header: whoever sends one chooses the Location.
     path = request.app.url_path_for("read_item", item_id=str(item.id))
     url = f"{request.app.state.public_base_url}{path}"
@@ -153,10 +153,10 @@ def app_from_env(environ: Mapping[str, str] = os.environ) -> FastAPI:
     """Make the application from its environment: `uvicorn --factory rest_crud.api:app_from_env`.
 
     Raises:
-        RuntimeError: DATABASE_URL is not set.
+        RuntimeError: DATABASE_URL is not set, or is empty.
 
     """
     if not environ.get("DATABASE_URL"):
-        raise RuntimeError("DATABASE_URL is not set")
+        raise RuntimeError("DATABASE_URL is not set, or is empty")
     store = AsyncItemStore(environ["DATABASE_URL"])
     return create_app(store, public_base_url=environ.get("PUBLIC_BASE_URL", ""))

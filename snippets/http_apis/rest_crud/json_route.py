@@ -37,7 +37,7 @@ class _JsonRequest(Request):
         """Parse the body; FastAPI calls this for every JSON media type."""
         try:
             text = (await self.body()).decode()
-            return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse)
+            return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
         # Bad UTF-8, bad JSON, integers of 5,000 digits are ValueErrors; deep nesting is the other.
         except (ValueError, RecursionError) as error:
             message = "the body must be JSON in UTF-8, each name once, without NaN and Infinity"
@@ -52,5 +52,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refuse(constant: str) -> Any:
+def _refuse_constant(constant: str) -> Any:
     raise ValueError(constant)

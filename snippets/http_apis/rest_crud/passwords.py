@@ -17,11 +17,22 @@ class Scrypt:
         r: Block size.
         p: Repetitions, one after the other.
 
+    Raises:
+        ValueError: `n` is no power of two over 1, or another number is not at least 1.
+
     """
 
     n: int = 2**14
     r: int = 8
     p: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("n", "r", "p"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.n < 2 or self.n & (self.n - 1):
+            raise ValueError(f"n must be a power of two over 1, got {self.n!r}")
 
     def hash(self, password: str) -> str:
         """Return `scrypt$n$r$p$salt$key`, another text each time. Slow: not for the event loop."""

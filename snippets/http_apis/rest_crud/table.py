@@ -1,9 +1,12 @@
-"""The table and its statements, for both stores. Every column is named here, none by a client."""
+"""The table, its statements and its pool, for both stores. No column is named by a client."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+from psycopg.sql import SQL
 
 from .models import ItemIn, ItemOut
 from .passwords import Scrypt
@@ -29,22 +32,22 @@ CREATE UNIQUE INDEX IF NOT EXISTS items_owner_email ON items (lower(owner_email 
 #: Which field a client is told about when a unique index refuses a row. Add each index of yours.
 UNIQUE = {"items_owner_email": "owner_email"}
 
-_SHOWN = "id, owner_email, name, description, version, created_at, updated_at"
+_SHOWN = SQL("id, owner_email, name, description, version, created_at, updated_at")
 
-GET = f"SELECT {_SHOWN} FROM items WHERE id = %(id)s"  # noqa: S608 -- constants only
-GET_WHOLE = f"SELECT {_SHOWN}, password_hash FROM items WHERE id = %(id)s"  # noqa: S608
-LIST = f"SELECT {_SHOWN} FROM items ORDER BY id LIMIT %(limit)s"  # noqa: S608
-CREATE = f"""
+GET = SQL("SELECT {} FROM items WHERE id = %(id)s").format(_SHOWN)
+GET_WHOLE = SQL("SELECT {}, password_hash FROM items WHERE id = %(id)s").format(_SHOWN)
+LIST = SQL("SELECT {} FROM items ORDER BY id LIMIT %(limit)s").format(_SHOWN)
+CREATE = SQL("""
 INSERT INTO items (id, owner_email, name, description, password_hash)
 VALUES (%(id)s, %(owner_email)s, %(name)s, %(description)s, %(password_hash)s)
-ON CONFLICT (id) DO NOTHING RETURNING {_SHOWN}
-"""  # noqa: S608
+ON CONFLICT (id) DO NOTHING RETURNING {}
+""").format(_SHOWN)
 # The version in the WHERE decides: when the row has changed since we read it, this finds nothing.
-UPDATE = f"""
+UPDATE = SQL("""
 UPDATE items SET owner_email = %(owner_email)s, name = %(name)s, description = %(description)s,
     password_hash = %(password_hash)s, version = nextval('item_version'), updated_at = now()
-WHERE id = %(id)s AND version = %(version)s RETURNING {_SHOWN}
-"""  # noqa: S608
+WHERE id = %(id)s AND version = %(version)s RETURNING {}
+""").format(_SHOWN)
 DELETE = "DELETE FROM items WHERE id = %(id)s AND version = %(version)s RETURNING id"
 
 
@@ -72,3 +75,19 @@ def changed(row: Mapping[str, Any], wanted: Mapping[str, Any], scrypt: Scrypt) -
 def to_item(row: Mapping[str, Any]) -> ItemOut:
     """Return what a client may see of `row`."""
     return ItemOut(**{column: row[column] for column in row if column != "password_hash"})
+
+
+def pool_options(max_size: int, timeout: float) -> dict[str, Any]:
+    """Return how both stores pool connections; `ValueError` for a number that cannot be meant."""
+    if not isinstance(max_size, int) or isinstance(max_size, bool) or max_size < 1:
+        raise ValueError(f"max_size must be a whole number of at least 1, got {max_size!r}")
+    if not _is_number(timeout) or timeout <= 0:
+        raise ValueError(f"timeout must be a number of seconds over 0, got {timeout!r}")
+    # autocommit: one statement decides each method's work, and needs no BEGIN and COMMIT.
+    kwargs = {"autocommit": True}
+    return {"min_size": 1, "max_size": max_size, "timeout": timeout, "kwargs": kwargs}
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

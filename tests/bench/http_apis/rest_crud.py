@@ -18,7 +18,7 @@ from bench import kit
 from rest_crud.api import create_app
 from rest_crud.models import ItemIn
 from rest_crud.passwords import Scrypt
-from rest_crud.store import AsyncItemStore
+from rest_crud.store_async import AsyncItemStore
 from servers.postgres import Postgres
 
 CLIENTS, REQUESTS = 8, 25  # requests of each client in a round

@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 
 from rest_crud.api import create_app
 from rest_crud.passwords import Scrypt
-from rest_crud.store import AsyncItemStore
+from rest_crud.store_async import AsyncItemStore
 from rest_crud.store_sync import ItemStore
 from servers.http import Uvicorn
 

@@ -1,13 +1,14 @@
-"""Items in PostgreSQL. Knows versions and domain errors, and nothing of HTTP."""
+"""Items in PostgreSQL (async). Knows versions and domain errors, and nothing of HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, LiteralString, Self
+from typing import Any, Self
 from uuid import UUID
 
 from psycopg import InterfaceError, OperationalError
+from psycopg.abc import Query
 from psycopg.errors import UniqueViolation
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
@@ -37,6 +38,7 @@ class AsyncItemStore:
         timeout: Seconds to wait for a connection before `UnavailableError`.
 
     Raises:
+        ValueError: `max_size` or `timeout` is out of its range.
         UnavailableError: From every method, when the database does not answer.
 
     """
@@ -50,15 +52,8 @@ class AsyncItemStore:
         timeout: float = 5.0,
     ) -> None:
         self._scrypt = scrypt or Scrypt()
-        # autocommit: one statement decides each method's work, and needs no BEGIN and COMMIT.
-        self._pool = AsyncConnectionPool(
-            conninfo,
-            min_size=1,
-            max_size=max_size,
-            timeout=timeout,
-            open=False,
-            kwargs={"autocommit": True},
-        )
+        options = table.pool_options(max_size, timeout)
+        self._pool = AsyncConnectionPool(conninfo, open=False, **options)
 
     async def __aenter__(self) -> Self:
         await self._pool.open()  # does not wait: an app may start before its database
@@ -69,70 +64,76 @@ class AsyncItemStore:
 
     async def create_table(self) -> None:
         """Create the table when it does not exist; several processes may do so at once."""
-        await self._query(table.SCHEMA, None)
+        await self._run_statement(table.SCHEMA, None)
 
     async def create(self, item_id: UUID, item: ItemIn) -> ItemOut:
         """Store a new item. Raises `ExistsError` (the id) or `TakenError` (a unique field)."""
         row = await asyncio.to_thread(table.new_row, item, self._scrypt)
-        made = await self._query(table.CREATE, row | {"id": item_id})
+        made = await self._run_statement(table.CREATE, row | {"id": item_id})
         if not made:
             raise ExistsError(item_id)
         return table.to_item(made[0])
 
     async def get(self, item_id: UUID) -> ItemOut:
         """Return one item, or raise `NotFoundError`."""
-        found = await self._query(table.GET, {"id": item_id})
+        found = await self._run_statement(table.GET, {"id": item_id})
         if not found:
             raise NotFoundError(item_id)
         return table.to_item(found[0])
 
     async def first(self, limit: int) -> list[ItemOut]:
         """Return the first `limit` items in the order of their ids."""
-        return [table.to_item(row) for row in await self._query(table.LIST, {"limit": limit})]
+        return [
+            table.to_item(row) for row in await self._run_statement(table.LIST, {"limit": limit})
+        ]
 
     async def replace(self, item_id: UUID, item: ItemIn, allows: Allows) -> ItemOut:
         """Give the item these values and no others.
 
         Raises `NotFoundError`, `StaleError` or `TakenError`.
         """
-        return await self._write(item_id, item.model_dump(), allows)
+        return await self._write_item(item_id, item.model_dump(), allows)
 
     async def change(self, item_id: UUID, patch: ItemPatch, allows: Allows) -> ItemOut:
         """Change the fields that the patch has.
 
         Raises `NotFoundError`, `StaleError` or `TakenError`.
         """
-        return await self._write(item_id, patch.model_dump(), allows)
+        return await self._write_item(item_id, patch.model_dump(), allows)
 
     async def delete(self, item_id: UUID, allows: Allows) -> None:
         """Remove the item. Raises `NotFoundError` or `StaleError`."""
-        while not await self._query(table.DELETE, await self._read(item_id, allows)):
+        while not await self._run_statement(
+            table.DELETE, await self._read_allowed(item_id, allows)
+        ):
             pass  # somebody changed the item since we read it: look again
 
-    async def _write(self, item_id: UUID, wanted: Mapping[str, Any], allows: Allows) -> ItemOut:
+    async def _write_item(
+        self, item_id: UUID, wanted: Mapping[str, Any], allows: Allows
+    ) -> ItemOut:
         while True:
-            row = await self._read(item_id, allows)
+            row = await self._read_allowed(item_id, allows)
             if "password" in wanted:  # no connection is held while a thread works on the hash
                 after = await asyncio.to_thread(table.changed, row, wanted, self._scrypt)
             else:
                 after = table.changed(row, wanted, self._scrypt)
             if after == row:
                 return table.to_item(row)
-            if done := await self._query(table.UPDATE, after):
+            if done := await self._run_statement(table.UPDATE, after):
                 return table.to_item(done[0])
             # Somebody changed the item since we read it. Look again: a caller who named a version
             # gets `StaleError`, one who allows any version has the change made to the new one.
 
-    async def _read(self, item_id: UUID, allows: Allows) -> dict[str, Any]:
-        found = await self._query(table.GET_WHOLE, {"id": item_id})
+    async def _read_allowed(self, item_id: UUID, allows: Allows) -> dict[str, Any]:
+        found = await self._run_statement(table.GET_WHOLE, {"id": item_id})
         if not found:
             raise NotFoundError(item_id)
         if not allows(found[0]["version"]):
             raise StaleError(item_id)
         return found[0]
 
-    async def _query(
-        self, statement: LiteralString, values: Mapping[str, Any] | None
+    async def _run_statement(
+        self, statement: Query, values: Mapping[str, Any] | None
     ) -> list[dict[str, Any]]:
         try:
             async with (
