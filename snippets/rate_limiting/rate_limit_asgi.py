@@ -7,8 +7,8 @@ import math
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from gcra import Decision, Limit
 from redis_limiter_async import AsyncRedisLimiter
+from redis_limiter_core import Decision, Limit
 
 App = Callable[[Any, Any, Callable[[MutableMapping[str, Any]], Awaitable[None]]], Awaitable[None]]
 
@@ -34,7 +34,10 @@ class RateLimitMiddleware:
         limits: Sequence[Limit],
         key: Callable[[Any], str | None],
     ) -> None:
-        self._app, self._limiter, self._limits, self._key = app, limiter, tuple(limits), key
+        self._app = app
+        self._limiter = limiter
+        self._limits = tuple(limits)
+        self._key = key
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request."""

@@ -12,11 +12,12 @@ import limits.strategies
 import throttled
 
 from bench.kit import Plot, Table, compare, ratio_table, version
-from gcra import Core, Limit
-from redis_limiter import RedisLimiter
-from redis_limiter import connect as connect_sync
 from redis_limiter_async import AsyncRedisLimiter
 from redis_limiter_async import connect as connect_async
+from redis_limiter_core import Limit
+from redis_limiter_fallback import Fallback
+from redis_limiter_sync import RedisLimiter
+from redis_limiter_sync import connect as connect_sync
 from servers.valkey import Valkey
 
 OURS, CALLS = "this pattern", 200
@@ -86,9 +87,9 @@ def tables() -> list[Table]:
 def timeline() -> list[tuple[float, bool, int]]:
     """Return (instant, allowed, remaining) of hits against 1/s with a burst of 5, by the limiter's own arithmetic."""
     now = 0.0
-    core, limit, found = Core("rl", "local", 1, lambda: now), [Limit(rate=1, per=1, burst=5)], []
+    fallback, limit, found = Fallback("local", 1, lambda: now), [Limit(rate=1, per=1, burst=5)], []
     for now in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 1.2, 2.1, 2.2, 3.5, 4.2, 4.3, 8.0, 8.1):
-        decision = core.unanswered("ann", limit, 1, None)
+        decision = fallback.decide("ann", limit, 1, None)
         found.append((now, decision.allowed, decision.remaining))
     return found
 

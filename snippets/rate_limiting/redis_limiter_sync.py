@@ -6,13 +6,16 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from redis import BlockingConnectionPool, Redis, RedisError
+from redis import BlockingConnectionPool, Redis
 
-from gcra import LUA, Core, Decision, Limit
+import redis_limiter_core as core
+from redis_limiter_core import Decision, Limit
+from redis_limiter_fallback import Fallback
 
 
 def connect(url: str, *, timeout: float = 0.05, max_connections: int = 50) -> Redis:
     """Return a client that gives up after `timeout` seconds, without the default's 10 retries."""
+    core.checked_seconds("timeout", timeout)
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=max_connections,
@@ -24,7 +27,7 @@ def connect(url: str, *, timeout: float = 0.05, max_connections: int = 50) -> Re
     return Redis.from_pool(pool)
 
 
-class RedisLimiter(Core):
+class RedisLimiter:
     """Limits hits by key, for all processes that use the same Redis. For threads.
 
     Args:
@@ -47,38 +50,37 @@ class RedisLimiter(Core):
         processes: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(prefix, on_error, processes, clock)
-        self._script = client.register_script(LUA)
+        self._prefix = prefix
+        self._fallback = Fallback(on_error, processes, clock)
+        self._script = client.register_script(core.LUA)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> RedisLimiter:
-        """Read REDIS_URL and RATE_LIMIT_ON_ERROR; `RuntimeError` when the first is missing."""
-        if not environ.get("REDIS_URL"):
-            raise RuntimeError("REDIS_URL is not set")
-        on_error = environ.get("RATE_LIMIT_ON_ERROR", "open")
-        return cls(connect(environ["REDIS_URL"]), on_error=on_error)
+        """Make one from REDIS_URL and RATE_LIMIT_ON_ERROR; `RuntimeError` without the first."""
+        url, on_error = core.read_settings(environ)
+        return cls(connect(url), on_error=on_error)
 
     def hit(self, key: str, limits: Sequence[Limit], cost: int = 1) -> Decision:
         """Take `cost` from all limits of a key, or from none; a `cost` of 0 only looks.
 
         Raises `ValueError` for a negative cost, or one above a burst: it could never pass.
         """
-        if cost < 0:
-            raise ValueError(f"cost must be 0 or more, not {cost}")
-        return self._ask(key, limits, cost)
+        return self._decide(key, limits, core.checked_count("cost", cost, least=0))
 
     def refund(self, key: str, limits: Sequence[Limit], cost: int = 1) -> None:
         """Give back what a hit took, for work that was not done after all."""
-        if cost < 1:
-            raise ValueError(f"cost must be at least 1, not {cost}")
-        self._ask(key, limits, -cost)
+        self._decide(key, limits, -core.checked_count("cost", cost))
 
-    def _ask(self, key: str, limits: Sequence[Limit], cost: int) -> Decision:
-        keys, numbers = self.arguments(key, limits, cost)
+    def _decide(self, key: str, limits: Sequence[Limit], cost: int) -> Decision:
+        """Ask Redis, or decide without it."""
+        keys, numbers = core.script_arguments(self._prefix, key, limits, cost)
         error: Exception | None = None
-        if self.may_ask():
+        if self._fallback.may_ask():
             try:
-                return self.answered(limits, cost, self._script(keys, numbers))
-            except (RedisError, OSError) as failure:
+                reply = self._script(keys, numbers)
+            except core.SERVER_ERRORS as failure:
                 error = failure
-        return self.unanswered(key, limits, max(cost, 0), error)
+            else:
+                self._fallback.redis_answered()
+                return core.decision_of(limits, reply)
+        return self._fallback.decide(key, limits, max(cost, 0), error)
