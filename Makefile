@@ -11,7 +11,9 @@ RUN := $(VENV)/bin/python
 # One more than there are cores: some proofs wait for what takes time.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)" 2>/dev/null)
 PATTERN ?=
+CHANGED ?=
 ADDR ?= 127.0.0.1:8000
+PYTEST = $(RUN) -m pytest -n $(or $(WORKERS),auto) --dist worksteal
 LOCK := uv pip compile pyproject.toml --universal --generate-hashes --no-strip-extras --python-version 3.11.5 --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet
 
 export NO_MKDOCS_2_WARNING := 1
@@ -33,11 +35,13 @@ build: $(VENV)/.ready ## build the site into site/, strictly
 	@$(RUN) -m mkdocs build --strict --site-dir site
 
 .PHONY: test
-test: $(VENV)/.ready ## prove everything (WORKERS=2, COV=1, PATTERN=category/slug for one pattern)
-ifeq ($(PATTERN),)
-	@$(RUN) -m pytest -n $(or $(WORKERS),auto) --dist worksteal $(if $(COV),--cov --cov-report=term)
+test: $(VENV)/.ready ## prove everything (WORKERS=2, COV=1, CHANGED=1 for what no green run covers, PATTERN=category/slug)
+ifneq ($(PATTERN),)
+	@PYTHONPATH=docs:tests $(RUN) -m site_tools.one_pattern "$(PATTERN)"
+else ifneq ($(CHANGED),)
+	@files=$$($(RUN) docs/_catalog unproved) && $(PYTEST) $$files tests/harness tests/mutation tests/servers tests/site tests/twins
 else
-	@files=$$($(RUN) docs/_catalog proofs "$(PATTERN)") && $(RUN) -m pytest $$files tests/site/test_examples.py tests/site/test_shape.py -k "$(notdir $(PATTERN)) or $(subst -,_,$(notdir $(PATTERN)))"
+	@$(PYTEST) $(if $(COV),--cov --cov-report=term)
 endif
 
 .PHONY: check
@@ -48,12 +52,16 @@ check: $(VENV)/.ready ## lint, types, strict build and all tests: what has to pa
 	  && $(VENV)/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml \
 	  && $(VENV)/bin/zizmor --offline --quiet .github
 	@$(MAKE) build
-	@$(MAKE) test COV=1
+	@HYPOTHESIS_PROFILE=long $(MAKE) test COV=1
+
+.PHONY: format
+format: $(VENV)/.ready ## put the Python files into their form, imports included
+	@$(RUN) -m ruff check --fix --quiet . ; $(RUN) -m ruff format --quiet .
 
 .PHONY: examples
-examples: $(VENV)/.ready ## refresh the printed outputs (#>) on the pages, and the diagrams
+examples: $(VENV)/.ready ## refresh the printed outputs (#>) on the pages, and the diagrams (PATTERN=category/slug)
 	@$(RUN) docs/_catalog diagrams
-	@$(RUN) -m pytest tests/site/test_examples.py --update-examples -p no:randomly -q
+	@$(RUN) -m pytest tests/site/test_examples.py --update-examples -p no:randomly -q $(if $(PATTERN),--pattern=$(PATTERN))
 	@git diff --stat -- docs
 
 .PHONY: twins

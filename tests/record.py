@@ -1,23 +1,19 @@
-"""A pytest plugin that records what ran, so that the site's badges say what the last run saw and nothing else.
-
-It writes `.verified/<python>-<platform>.json`: for each pattern whose proofs all ran, their number and outcome, the
-versions of the real servers, and a fingerprint of page, modules, proofs and locked packages. A build shows a record
-only while the fingerprint still holds.
-"""
+"""A pytest plugin that records how the proofs of each pattern ended: `_catalog.records` says what a record is."""
 
 from __future__ import annotations
 
 import datetime
-import json
 import platform
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from _catalog import read
-from servers.fixtures import VERSIONS
+from _catalog import read, records
+from _catalog.model import CatalogError, Pattern
+from servers.versions import VERSIONS
 
 _RANK = {"skipped": 0, "passed": 1, "failed": 2}
 
@@ -27,6 +23,7 @@ class Recorder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.began = time.time()
         self.outcomes: dict[tuple[str, str], str] = {}
         self.servers: dict[str, str] = {}
 
@@ -48,38 +45,33 @@ class Recorder:
             session.config.workeroutput["servers"] = dict(VERSIONS)
         elif self.outcomes and not session.config.option.collectonly:
             self.servers |= VERSIONS
-            self._write()
+            self._save_results()
 
-    def _write(self) -> None:
+    def _save_results(self) -> None:
         try:
             catalog = read.load(self.root)
-        except read.CatalogError:
+        except CatalogError:
             return  # the shape tests say what is wrong; a broken catalogue proves nothing
-        path = self.root / ".verified" / f"{platform.python_version()}-{sys.platform}.json"
-        patterns = self._previous(path)
-        for pattern in catalog.patterns:
-            keys = [(proof.path, proof.name) for proof in pattern.proofs]
-            outcomes = [self.outcomes[key] for key in keys if key in self.outcomes]
-            if outcomes and (len(outcomes) == len(keys) or "failed" in outcomes):
-                counts = {name: outcomes.count(name) for name in _RANK}
-                servers = {s: self.servers[s] for s in pattern.meta.services if s in self.servers}
-                found = read.fingerprint(pattern, self.root)
-                patterns[pattern.id] = {"fingerprint": found, "servers": servers, **counts}
-        run = {
-            "python": platform.python_version(),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "patterns": patterns,
-        }
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(run, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        results = {pattern.id: result for pattern in catalog.patterns if (result := self._result_of(pattern))}
+        records.save(self.root, records.Run(platform.python_version(), sys.platform, results))
 
-    @staticmethod
-    def _previous(path: Path) -> dict[str, Any]:
-        try:
-            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["patterns"]
-        except (OSError, ValueError, KeyError):
-            return {}
-        return kept
+    def _result_of(self, pattern: Pattern) -> records.Result | None:
+        """Return how the proofs ended, if all of them ran; one that failed is told in any case."""
+        keys = [(proof.path, proof.name) for proof in pattern.proofs]
+        outcomes = [self.outcomes[key] for key in keys if key in self.outcomes]
+        if not outcomes or (len(outcomes) < len(keys) and "failed" not in outcomes):
+            return None
+        files = records.files_of(pattern, self.root)
+        if any((self.root / name).stat().st_mtime > self.began for name in files):
+            return None  # somebody edited it meanwhile: nobody knows which of the two was run
+        return records.Result(
+            fingerprint=records.fingerprint(pattern, self.root),
+            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+            passed=outcomes.count("passed"),
+            failed=outcomes.count("failed"),
+            skipped=outcomes.count("skipped"),
+            servers={name: self.servers[name] for name in pattern.meta.services if name in self.servers},
+        )
 
 
 def pytest_configure(config: pytest.Config) -> None:

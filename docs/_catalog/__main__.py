@@ -1,44 +1,54 @@
 """The catalogue as a command: `python docs/_catalog COMMAND`.
 
-new CATEGORY/SLUG   start a pattern
-proofs CATEGORY/SLUG  name the files that prove a pattern
-serve HOST:PORT     show the site, reloaded on every edit
-diagrams            draw the diagrams that are missing, remove those that no page shows
-check               read and validate everything
-artifacts SITE URL  write the files beside the pages of a site that was built by something else
+new CATEGORY/SLUG       start a pattern, and its category if there is none
+proofs CATEGORY/SLUG    name the files that prove a pattern
+unproved                name the files that prove what no recorded green run of this Python covers
+serve HOST:PORT         show the site, reloaded on every edit
+diagrams                draw the diagrams that are missing, remove those that no page shows
+check                   read and validate everything
+artifacts SITE URL      write the files beside the pages of a site that was built by something else
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import subprocess
+import platform
 import sys
-import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from _catalog import artifacts, diagrams, new, read  # noqa: E402
+from _catalog import read, records  # noqa: E402
+from _catalog.model import ROOT, CatalogError  # noqa: E402
 
 
 def main(arguments: list[str]) -> int:
     """Run one command; return the exit status."""
     match arguments:
         case ["new", name]:
+            from _catalog import new
+
             for path in new.start(name):
-                print(f"wrote {path.relative_to(read.ROOT).as_posix()}")  # noqa: T201
-            print("Replace each TODO; `make test` names those that are left.")  # noqa: T201
+                _say(f"wrote {path.relative_to(ROOT).as_posix()}")
+            _say(f"Replace each TODO; `make test PATTERN={name}` names all that are left.")
         case ["proofs", name]:
-            print("\n".join(proofs_of(name)))  # noqa: T201
+            _say("\n".join(read.load().by_id(name).proof_files))
+        case ["unproved"]:
+            found = records.unproved(read.load(), platform.python_version())
+            _say("\n".join(file for pattern in found for file in pattern.proof_files))
         case ["serve", address]:
-            serve(address)
+            from _catalog import live
+
+            live.serve(address)
         case ["diagrams"]:
+            from _catalog import diagrams
+
             drawn, removed = diagrams.refresh()
-            print(f"{drawn} diagrams drawn, {removed} removed")  # noqa: T201
+            _say(f"{drawn} diagrams drawn, {removed} removed")
         case ["check"]:
-            print(f"{len(read.load().patterns)} patterns, all valid")  # noqa: T201
+            _say(f"{len(read.load().patterns)} patterns, all valid")
         case ["artifacts", site, base]:
+            from _catalog import artifacts
+
             artifacts.write(read.load(), Path(site), base)
         case _:
             print(__doc__, file=sys.stderr)  # noqa: T201
@@ -46,37 +56,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def proofs_of(name: str) -> list[str]:
-    """Return the files that prove the pattern `category/slug`."""
-    patterns = {pattern.id: pattern for pattern in read.load().patterns}
-    if name not in patterns:
-        raise read.CatalogError([f"{name!r} is no pattern; there are: {', '.join(patterns)}"])
-    return sorted({proof.path for proof in patterns[name].proofs})
-
-
-def serve(address: str) -> None:
-    """Run the live server; begin as soon as the catalogue is valid, so that a mistake keeps nobody waiting."""
-    told = ""
-    while True:
-        try:
-            read.load()
-            break
-        except read.CatalogError as error:
-            if str(error) != told:
-                told = str(error)
-                print(f"{told}\nWaiting until that is mended ...", file=sys.stderr, flush=True)  # noqa: T201
-            time.sleep(0.5)
-    argv = [sys.executable, "-m", "mkdocs", "serve", "--dirty", "--dev-addr", address]
-    os.environ["PROVEN_PATTERNS_LIVE"] = "1"
-    os.chdir(read.ROOT)
-    if os.name == "posix":
-        os.execv(sys.executable, argv)  # noqa: S606 -- one process, so that Ctrl-C reaches it and it cleans up
-    with contextlib.suppress(KeyboardInterrupt):
-        subprocess.run(argv, check=True)  # noqa: S603 -- our own interpreter
+def _say(text: str) -> None:
+    print(text)  # noqa: T201 -- this is a command
 
 
 if __name__ == "__main__":
     try:
         raise SystemExit(main(sys.argv[1:]))
-    except read.CatalogError as error:
+    except CatalogError as error:
         raise SystemExit(str(error)) from None

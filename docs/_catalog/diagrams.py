@@ -1,26 +1,35 @@
-"""Mermaid fences become SVG at build time, drawn once by content and kept in docs/_diagrams.
+"""Mermaid fences become SVG, drawn once by content and kept in docs/_diagrams under the name of their page.
 
-The stored SVG carries no colors: the site's stylesheet gives them, so one drawing serves both palettes.
+The stored SVG carries no colors: the site's stylesheet gives them, so one drawing serves both palettes. Its first line
+holds a digest of what was drawn.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from _catalog.read import ROOT, CatalogError, line_of
+from markupsafe import Markup
 
-KEPT = ROOT / "docs" / "_diagrams"
+from _catalog.model import ROOT, CatalogError
+from _catalog.pages import line_of
+from _catalog.templating import filled
+
+DOCS = ROOT / "docs"
 _SVG = "http://www.w3.org/2000/svg"
 _FENCE = re.compile(
     r'^(?P<indent> *)```mermaid(?: \{title="(?P<title>[^"]*)"\})?[^\n]*\n(?P<source>.*?)\n(?P=indent)```$',
     re.MULTILINE | re.DOTALL,
 )
+_KEY = re.compile(r"^<!-- (?P<key>[0-9a-f]{16}) -->$")
 _CONFIG = {
     "theme": "base",
     "fontFamily": "arial",  # its metrics are known to the renderer, and Liberation Sans shares them
@@ -29,18 +38,40 @@ _CONFIG = {
 }
 
 
+@dataclass(frozen=True)
+class Fence:
+    """A diagram on a page, and the file that its drawing is kept in."""
+
+    page: Path
+    line: int
+    title: str | None
+    source: str
+    kept: Path
+
+    @property
+    def key(self) -> str:
+        """A digest of what is drawn."""
+        return key_of(self.source)
+
+
 def key_of(source: str) -> str:
-    """Return the name that a diagram is kept under: a digest of what is drawn."""
+    """Return a digest of what is drawn."""
     return hashlib.sha256(f"3\n{source.strip()}".encode()).hexdigest()[:16]
 
 
-def fences(docs: Path) -> Iterator[tuple[Path, int, str | None, str]]:
-    """Yield every Mermaid fence below `docs`: page, line, title, source."""
+def fences(docs: Path = DOCS) -> Iterator[Fence]:
+    """Yield every Mermaid fence below `docs`. The first of patterns/a/b.md is kept in _diagrams/a/b.1.svg."""
     for page in sorted(docs.rglob("*.md")):
-        text = page.read_text(encoding="utf-8")
+        text = page.read_text(encoding="utf-8", errors="replace")
+        if "```mermaid" not in text:
+            continue
+        place = page.relative_to(docs).with_suffix("").as_posix().removeprefix("patterns/")
+        counted = Counter[str]()
         for match in _FENCE.finditer(text):
             source = re.sub(rf"^{match['indent']}", "", match["source"], flags=re.MULTILINE)
-            yield page, text.count("\n", 0, match.start()) + 1, match["title"], source
+            counted[place] += 1
+            kept = docs / "_diagrams" / f"{place}.{counted[place]}.svg"
+            yield Fence(page, text.count("\n", 0, match.start()) + 1, match["title"], source, kept)
 
 
 def draw(source: str) -> str:
@@ -61,20 +92,7 @@ def draw(source: str) -> str:
             if kind in {"marker", "symbol", "filter", "linearGradient"} and f"#{name}" not in text:
                 parent.remove(child)
     for node in svg.iter():
-        for attribute in [a for a in node.attrib if a.startswith("data-") or a in {"name", "aria-roledescription"}]:
-            del node.attrib[attribute]
-        for attribute in ("fill", "stroke"):
-            if node.get(attribute, "none") != "none":
-                del node.attrib[attribute]
-        if node.tag != f"{{{_SVG}}}marker" and f"#{node.get('id')}" not in text:
-            node.attrib.pop("id", None)
-        if "style" in node.attrib:
-            node.set(
-                "style",
-                re.sub(r"(font-family|font-size|font-weight|fill|stroke): ?[^;]+;?|;+", "", node.get("style", "")),
-            )
-            if not node.get("style", "").strip():
-                del node.attrib["style"]
+        _strip_node(node, text)
     box = [float(number) for number in svg.get("viewBox", "0 0 1 1").split()]
     svg.attrib.pop("style", None)
     svg.attrib.pop("role", None)
@@ -85,25 +103,49 @@ def draw(source: str) -> str:
     return re.sub(r"<g ?/>|<defs ?/>", "", out)
 
 
-def svg_of(source: str) -> str:
-    """Return the drawing of a diagram: the kept one, or a new one that is kept from now on."""
-    path = KEPT / f"{key_of(source)}.svg"
+def _strip_node(node: ElementTree.Element, text: str) -> None:
+    for attribute in [a for a in node.attrib if a.startswith("data-") or a in {"name", "aria-roledescription"}]:
+        del node.attrib[attribute]
+    for attribute in ("fill", "stroke"):
+        if node.get(attribute, "none") != "none":
+            del node.attrib[attribute]
+    if node.tag != f"{{{_SVG}}}marker" and f"#{node.get('id')}" not in text:
+        node.attrib.pop("id", None)
+    if "style" in node.attrib:
+        colors = r"(font-family|font-size|font-weight|fill|stroke): ?[^;]+;?|;+"
+        node.set("style", re.sub(colors, "", node.get("style", "")))
+        if not node.get("style", "").strip():
+            del node.attrib["style"]
+
+
+def kept_drawing(path: Path, key: str) -> str | None:
+    """Return a kept drawing, if it is of this content."""
     if not path.is_file():
-        drawn = draw(source)
-        KEPT.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(drawn + "\n", encoding="utf-8")
-        partial.replace(path)  # two builds at once must never see half a file
-    return path.read_text(encoding="utf-8").strip()
+        return None
+    first, _, svg = path.read_text(encoding="utf-8").partition("\n")
+    match = _KEY.match(first)
+    return svg.strip() if match and match["key"] == key else None
 
 
-def refresh(docs: Path = ROOT / "docs") -> tuple[int, int]:
-    """Draw what is missing and remove what no page shows any more; return both counts."""
-    wanted = {key_of(source): source for _, _, _, source in fences(docs)}
-    missing = [source for key, source in wanted.items() if not (KEPT / f"{key}.svg").is_file()]
-    unused = [path for path in KEPT.glob("*.svg") if path.stem not in wanted]
-    for source in missing:
-        svg_of(source)
+def svg_of(fence: Fence) -> str:
+    """Return the drawing of a diagram: the kept one, or a new one that is kept from now on."""
+    if kept := kept_drawing(fence.kept, fence.key):
+        return kept
+    drawn = draw(fence.source)
+    fence.kept.parent.mkdir(parents=True, exist_ok=True)
+    partial = fence.kept.with_suffix(".partial")
+    partial.write_text(f"<!-- {fence.key} -->\n{drawn}\n", encoding="utf-8")
+    partial.replace(fence.kept)  # two builds at once must never see half a file
+    return drawn
+
+
+def refresh(docs: Path = DOCS) -> tuple[int, int]:
+    """Draw what is missing or has changed, and remove what no page shows any more; return both counts."""
+    wanted = {fence.kept: fence for fence in fences(docs)}
+    missing = [fence for path, fence in wanted.items() if kept_drawing(path, fence.key) is None]
+    unused = [path for path in (docs / "_diagrams").rglob("*.svg") if path not in wanted]
+    for fence in missing:
+        svg_of(fence)
     for path in unused:
         path.unlink()
     return len(missing), len(unused)
@@ -118,13 +160,16 @@ def validate(language: str, inputs: dict[str, str], options: dict[str, Any], att
 def fence(source: str, language: str, css_class: str, options: dict[str, Any], md: Any, **kwargs: Any) -> str:
     """Turn one Mermaid fence into an SVG with a text alternative: SuperFences calls it."""
     title = options.get("title", "")
+    found = _drawn(max(path.stat().st_mtime_ns for path in DOCS.rglob("*.md"))).get(key_of(source))
     if not title:
-        raise CatalogError([f'{_where(source)}: the diagram has no text alternative; write ```mermaid {{title="..."}}'])
+        where = _where(source, found)
+        raise CatalogError([f'{where}: the diagram has no text alternative; write ```mermaid {{title="..."}}'])
     try:
-        svg = svg_of(source)
+        svg = svg_of(found) if found else draw(source)
     except Exception as error:
+        words = " ".join(str(error).split())
         raise CatalogError(
-            [f"{_where(source)}: Mermaid cannot draw this ({' '.join(str(error).split())}); correct the diagram"]
+            [f"{_where(source, found)}: Mermaid cannot draw this ({words}); correct the diagram"]
         ) from error
     key = key_of(source)
     svg = re.sub(r'\bid="', f'id="{key}-', svg)
@@ -132,16 +177,21 @@ def fence(source: str, language: str, css_class: str, options: dict[str, Any], m
     label = f'role="img" aria-labelledby="{key}"'
     svg = svg.replace("<svg ", f"<svg {label} ", 1).replace(">", f'><title id="{key}">{escape(title)}</title>', 1)
     width = re.search(r'\bwidth="(\d+)"', svg)
-    natural = f' style="--pp-width: {width[1]}px"' if width else ""
-    return f'<figure class="pp-diagram"{natural} tabindex="0">{svg}</figure>'
+    return filled("diagram", svg=Markup(svg), width=width and width[1])  # noqa: S704 -- drawn here
 
 
-def _where(source: str) -> str:
-    for page, line, _, other in fences(ROOT / "docs"):
-        if other.strip() == source.strip():
-            return f"{page.relative_to(ROOT).as_posix()}:{line}"
-    for page in sorted((ROOT / "docs").rglob("*.md")):
+@functools.lru_cache(maxsize=1)
+def _drawn(stamp: int) -> dict[str, Fence]:
+    """Return the diagrams of all pages by what they show, read once while no page changes."""
+    return {each.key: each for each in fences()}
+
+
+def _where(source: str, found: Fence | None) -> str:
+    if found:
+        return f"{found.page.relative_to(ROOT).as_posix()}:{found.line}"
+    first = source.strip().splitlines()[0]
+    for page in sorted(DOCS.rglob("*.md")):
         text = page.read_text(encoding="utf-8")
-        if source.strip().splitlines()[0] in text:
-            return f"{page.relative_to(ROOT).as_posix()}:{line_of(text, source.strip().splitlines()[0])}"
+        if first in text:
+            return f"{page.relative_to(ROOT).as_posix()}:{line_of(text, first)}"
     return "docs"

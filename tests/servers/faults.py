@@ -18,6 +18,9 @@ import contextlib
 import socket
 import struct
 import threading
+from collections.abc import Iterator
+
+import pytest
 
 _Pair = tuple[asyncio.StreamWriter, asyncio.StreamWriter]
 
@@ -154,3 +157,20 @@ class FaultProxy:
             with contextlib.suppress(OSError):  # SO_LINGER 0 turns close() into a reset
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
+
+
+@pytest.fixture
+def fault_proxy() -> Iterator[type[FaultProxy]]:
+    """Make fault proxies in front of any server, `fault_proxy("127.0.0.1", port)`; all are stopped afterwards."""
+    made: list[FaultProxy] = []
+
+    class Tracked(FaultProxy):
+        def __init__(self, host: str, port: int) -> None:
+            super().__init__(host, port)
+            made.append(self)
+
+    try:
+        yield Tracked
+    finally:
+        for proxy in made:
+            proxy.stop()

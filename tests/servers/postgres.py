@@ -7,9 +7,20 @@ import os
 import shutil
 import signal
 import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
 
 from servers._process import Leash, on_a_free_port, scratch
+from servers.versions import VERSIONS
+
+#: What pages call it, and the words of readers.
+SERVICE = ("postgresql", "PostgreSQL")
 
 
 def _binaries() -> Path:
@@ -150,3 +161,55 @@ class Postgres:
 _ENV = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"}
 if os.name == "nt":
     _ENV["SYSTEMROOT"] = os.environ.get("SYSTEMROOT", "")
+
+
+def environment(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Return the variables that the examples on a page find set."""
+    return {"DATABASE_URL": request.getfixturevalue("database_url")}
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """Address of a real PostgreSQL's maintenance database: DATABASE_URL, else a server of our own."""
+    own = None if os.environ.get("DATABASE_URL") else Postgres()
+    url = own.url if own else os.environ["DATABASE_URL"]
+    try:
+        with psycopg.connect(url, connect_timeout=5) as connection:
+            row = connection.execute("show server_version").fetchone()
+            VERSIONS["postgresql"] = f"PostgreSQL {str(row[0]).split()[0]}" if row else "PostgreSQL"
+        yield url
+    finally:
+        if own:
+            own.stop()
+
+
+@contextmanager
+def _empty_database(postgres_url: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f'create database "{name}"')
+        try:
+            yield _with_database(postgres_url, name)
+        finally:
+            admin.execute(f'drop database "{name}" with (force)')
+
+
+@pytest.fixture
+def database_url(postgres_url: str) -> Iterator[str]:
+    """Address of an empty database of this test's own, dropped afterwards."""
+    with _empty_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def module_database_url(postgres_url: str) -> Iterator[str]:
+    """Address of one database for all tests of a file: making one takes longer than most of them.
+
+    It is empty for the first. Each empties its tables, or works under keys that no other test has.
+    """
+    with _empty_database(postgres_url) as url:
+        yield url
+
+
+def _with_database(url: str, name: str) -> str:
+    return urlsplit(url)._replace(path=f"/{name}").geturl()

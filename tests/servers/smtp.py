@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 import trustme
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from servers._process import free_port
+from servers.versions import VERSIONS
+
+#: What pages call it, and the words of readers.
+SERVICE = ("smtp", "an SMTP server")
 
 
 @dataclass(frozen=True)
@@ -126,3 +134,31 @@ class Smtp:
         if hasattr(loop, "_selector"):  # not on Windows
             asyncio.run_coroutine_threadsafe(drained(), loop).result(5)
         self._controller.stop()
+
+
+def environment(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Return the variables that the examples on a page find set."""
+    server: Smtp = request.getfixturevalue("smtp")
+    folder: Path = request.getfixturevalue("tmp_path")
+    (folder / "ca.pem").write_bytes(server.ca_pem)
+    return {
+        "SMTP_HOST": "localhost",
+        "SMTP_PORT": str(server.port),
+        "SMTP_USER": server.username,
+        "SMTP_PASSWORD": server.password,
+        "SMTP_SECURITY": "starttls",
+        "SMTP_CA_FILE": str(folder / "ca.pem"),
+        "MAIL_FROM": "Shop <shop@example.com>",
+        "MAIL_DOMAIN": "example.com",
+    }
+
+
+@pytest.fixture
+def smtp() -> Iterator[Smtp]:
+    """An SMTP server with STARTTLS and AUTH, and an empty inbox, of this test's own."""
+    server = Smtp()
+    VERSIONS["smtp"] = f"aiosmtpd {metadata.version('aiosmtpd')}"
+    try:
+        yield server
+    finally:
+        server.stop()

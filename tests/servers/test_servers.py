@@ -212,7 +212,7 @@ def test_a_uvicorn_process_has_as_many_workers_as_asked() -> None:
 
 
 def test_an_environment_variable_names_a_server_to_use_instead(valkey: Valkey, tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ["servers.fixtures"]\n')
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["servers.postgres", "servers.valkey"]\n')
     (tmp_path / "test_it.py").write_text('def test_it(valkey_url):\n    print("using", valkey_url)\n')
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "REDIS_URL": valkey.url}
     env.pop("PYTEST_XDIST_WORKER", None)

@@ -13,13 +13,27 @@ from typing import Any
 import pytest
 
 from _catalog import read
+from _catalog.model import ROOT, Catalog
+from site_tools.one_pattern import names_of
 from site_tools.serving import find_chromium, launch, serve
 
-ROOT = read.ROOT
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pattern", help="of the parametrised tests, those of one pattern: category/slug")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out other patterns' pages, examples and modules. What is about the whole catalogue stays."""
+    if not (wanted := config.getoption("--pattern", None)):
+        return
+    names = names_of(wanted)
+    others = [item for item in items if "[" in item.name and not any(name in item.name for name in names)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
 
 
 @pytest.fixture(scope="session")
-def catalog() -> read.Catalog:
+def catalog() -> Catalog:
     """The catalogue, which must be valid."""
     return read.load()
 

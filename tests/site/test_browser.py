@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from _catalog import read
+from _catalog.model import ROOT, Pattern
 from site_tools import searching
 
 pytestmark = pytest.mark.timeout(180)
@@ -50,9 +51,9 @@ def _clipboard(page: Any) -> str:
     return text
 
 
-def _copies_exactly_its_files(page: Any, pattern: read.Pattern, site: Path) -> None:
+def _copies_exactly_its_files(page: Any, pattern: Pattern, site: Path) -> None:
     for module in pattern.modules:
-        source = (read.ROOT / module).read_text(encoding="utf-8")
+        source = (ROOT / module).read_text(encoding="utf-8")
         page.locator(f'[data-copy$="{module}"]').click()
         page.wait_for_function(
             "(name) => document.querySelector(`[data-copy$='${name}']`).textContent === 'Copied'", arg=module
@@ -63,7 +64,7 @@ def _copies_exactly_its_files(page: Any, pattern: read.Pattern, site: Path) -> N
     assert _clipboard(page) == (site / f"{pattern.url.rstrip('/')}.md").read_text(encoding="utf-8")
 
 
-def _pattern_with(modules: int) -> read.Pattern:
+def _pattern_with(modules: int) -> Pattern:
     return next(p for p in CATALOG.patterns if len(p.modules) >= modules)
 
 
@@ -98,7 +99,9 @@ def test_the_little_words_of_a_question_change_nothing(page: Any, address: str) 
 def test_every_pattern_has_queries_of_its_own() -> None:
     wanted = [pattern for _, pattern in searching.queries()]
     for pattern in CATALOG.patterns:
-        assert wanted.count(pattern.id) >= 3, f"tests/site/queries.tsv: add three queries for {pattern.id}"
+        assert wanted.count(pattern.id) >= 3, (
+            f"tests/site/queries/{pattern.category}.tsv: add three queries for {pattern.id}"
+        )
     assert set(wanted) == {pattern.id for pattern in CATALOG.patterns}
 
 
@@ -169,7 +172,7 @@ def test_the_table_is_whole_without_javascript(browser: Any, address: str) -> No
 def test_the_button_on_a_block_copies_exactly_the_file(page: Any, address: str) -> None:
     pattern = CATALOG.patterns[0]
     page.goto(address + pattern.url)
-    source = (read.ROOT / pattern.modules[0]).read_text(encoding="utf-8")
+    source = (ROOT / pattern.modules[0]).read_text(encoding="utf-8")
     name = pattern.modules[0].rpartition("/")[2]
     block = page.locator(".highlight", has=page.locator(".filename", has_text=name)).first
     block.hover()
@@ -184,7 +187,7 @@ def test_the_download_is_saved_under_its_name_and_is_the_file(page: Any, address
     with page.expect_download() as started:
         page.locator(".pp-actions a[download]").first.click()
     assert started.value.suggested_filename == pattern.modules[0].rpartition("/")[2]
-    assert Path(started.value.path()).read_bytes() == (read.ROOT / pattern.modules[0]).read_bytes()
+    assert Path(started.value.path()).read_bytes() == (ROOT / pattern.modules[0]).read_bytes()
 
 
 def test_choosing_sync_once_chooses_it_everywhere(page: Any, address: str) -> None:

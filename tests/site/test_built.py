@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import re
@@ -14,8 +15,9 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import jsonschema
 import pytest
 
-from _catalog import artifacts, read
-from _catalog.render import archive_of
+from _catalog import read, search
+from _catalog.badges import badge, verdict
+from _catalog.model import Catalog, Pattern, Verified
 from site_tools import html as built
 from site_tools.figures import cold_weight
 
@@ -24,7 +26,7 @@ EVERY = [pattern.id for pattern in read.load().patterns]
 patterns = pytest.mark.parametrize("name", EVERY)
 
 
-def _pattern(catalog: read.Catalog, name: str) -> read.Pattern:
+def _pattern(catalog: Catalog, name: str) -> Pattern:
     return next(pattern for pattern in catalog.patterns if pattern.id == name)
 
 
@@ -34,7 +36,7 @@ def _html(site: Path) -> Iterator[tuple[str, built.Page]]:
 
 
 @patterns
-def test_a_page_shows_each_module_byte_for_byte_and_once(name: str, site: Path, catalog: read.Catalog) -> None:
+def test_a_page_shows_each_module_byte_for_byte_and_once(name: str, site: Path, catalog: Catalog) -> None:
     pattern = _pattern(catalog, name)
     blocks = built.parse(site / pattern.url / "index.html").blocks
     for module in pattern.modules:
@@ -43,13 +45,13 @@ def test_a_page_shows_each_module_byte_for_byte_and_once(name: str, site: Path, 
 
 
 @patterns
-def test_the_download_is_the_file(name: str, site: Path, catalog: read.Catalog) -> None:
+def test_the_download_is_the_file(name: str, site: Path, catalog: Catalog) -> None:
     for module in _pattern(catalog, name).modules:
         assert (site / module).read_bytes() == (catalog.root / module).read_bytes()
 
 
 @patterns
-def test_the_markdown_of_a_page_is_whole(name: str, site: Path, catalog: read.Catalog) -> None:
+def test_the_markdown_of_a_page_is_whole(name: str, site: Path, catalog: Catalog) -> None:
     pattern = _pattern(catalog, name)
     text = (site / f"{pattern.url.rstrip('/')}.md").read_text(encoding="utf-8")
     assert text.startswith(f"# {pattern.meta.title}\n")
@@ -98,7 +100,7 @@ def test_nothing_is_loaded_from_another_host(site: Path) -> None:
         assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", style.read_text(encoding="utf-8")), style
 
 
-def test_every_pattern_is_reachable_from_reference_finder_and_navigation(site: Path, catalog: read.Catalog) -> None:
+def test_every_pattern_is_reachable_from_reference_finder_and_navigation(site: Path, catalog: Catalog) -> None:
     def targets(address: str) -> set[str]:
         page = built.parse(site / address / "index.html")
         return {urldefrag(urljoin(BASE + address, link))[0].removeprefix(BASE) for link in page.main_links}
@@ -115,7 +117,7 @@ def test_every_pattern_is_reachable_from_reference_finder_and_navigation(site: P
     assert catalog.patterns[0].url in reached
 
 
-def test_the_catalogue_as_data_fits_its_published_schema(site: Path, catalog: read.Catalog) -> None:
+def test_the_catalogue_as_data_fits_its_published_schema(site: Path, catalog: Catalog) -> None:
     data = json.loads((site / "patterns.json").read_text(encoding="utf-8"))
     schema = json.loads((site / "patterns.schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -129,7 +131,7 @@ def test_the_catalogue_as_data_fits_its_published_schema(site: Path, catalog: re
         jsonschema.validate(data, schema)
 
 
-def test_llms_txt_lists_every_pattern_at_an_address_that_exists(site: Path, catalog: read.Catalog) -> None:
+def test_llms_txt_lists_every_pattern_at_an_address_that_exists(site: Path, catalog: Catalog) -> None:
     listed = re.findall(r"^- \[.*?\]\((.*?)\)", (site / "llms.txt").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(listed) == len([p for p in catalog.patterns if not p.archived])
     assert all((site / address.removeprefix(BASE)).is_file() for address in listed)
@@ -137,7 +139,7 @@ def test_llms_txt_lists_every_pattern_at_an_address_that_exists(site: Path, cata
     assert all(f"# {pattern.meta.title}\n" in full for pattern in catalog.patterns if not pattern.archived)
 
 
-def test_the_sitemap_lists_every_page(site: Path, catalog: read.Catalog) -> None:
+def test_the_sitemap_lists_every_page(site: Path, catalog: Catalog) -> None:
     tree = ET.parse(site / "sitemap.xml")
     listed = {node.text for node in tree.iter("{http://www.sitemaps.org/schemas/sitemap/0.9}loc")}
     assert {BASE + pattern.url for pattern in catalog.patterns} <= listed
@@ -149,11 +151,11 @@ def test_what_is_internal_is_not_published(site: Path) -> None:
     assert not list(site.rglob("*.pyc"))
 
 
-def test_modules_that_belong_together_download_as_one_archive(site: Path, catalog: read.Catalog) -> None:
+def test_modules_that_belong_together_download_as_one_archive(site: Path, catalog: Catalog) -> None:
     several = [pattern for pattern in catalog.patterns if len(pattern.modules) > 1]
     assert several
     for pattern in several:
-        address = archive_of(pattern)
+        address = pattern.archive
         assert address
         with zipfile.ZipFile(site / address) as archive:
             for module in pattern.modules:
@@ -162,7 +164,7 @@ def test_modules_that_belong_together_download_as_one_archive(site: Path, catalo
 
 
 @patterns
-def test_a_page_is_light_for_what_it_shows(name: str, site: Path, catalog: read.Catalog) -> None:
+def test_a_page_is_light_for_what_it_shows(name: str, site: Path, catalog: Catalog) -> None:
     """Two thirds of a cold page are the theme's own files; the rest is the code, which is what readers come for."""
     pattern = _pattern(catalog, name)
     html = len(gzip.compress((site / pattern.url / "index.html").read_bytes(), 6))
@@ -170,26 +172,25 @@ def test_a_page_is_light_for_what_it_shows(name: str, site: Path, catalog: read.
     assert cold_weight(site, pattern.url) - html <= 68 * 1024
 
 
-def test_a_search_index_entry_carries_title_aliases_and_identifiers(site: Path, catalog: read.Catalog) -> None:
+def test_a_search_index_entry_carries_title_aliases_and_identifiers(site: Path, catalog: Catalog) -> None:
     index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
     by_place = {entry["location"]: entry for entry in index["docs"]}
     for pattern in catalog.patterns:
         entry = by_place[pattern.url]
         assert entry["tags"] == [pattern.meta.title, *pattern.meta.aliases]
-        for name in artifacts.names_of(catalog, pattern)[:5]:
+        for name in search.names_of(catalog, pattern)[:5]:
             assert name in entry["text"]
         assert f"{pattern.url}#implementation" not in by_place
     assert not [place for place in by_place if place.startswith("find/")]
 
 
-def test_a_badge_says_only_what_a_run_recorded(catalog: read.Catalog) -> None:
-    import dataclasses
-
-    from _catalog.render import Macros, verdict
-
+def test_a_badge_says_only_what_a_run_recorded(catalog: Catalog) -> None:
     bare = dataclasses.replace(catalog.patterns[0], verified=None)
-    alone = read.Catalog(catalog.root, (dataclasses.replace(catalog.categories[0], patterns=(bare,)),), ())
-    assert "not verified in this build" in Macros(alone, bare.src).opening()
-    seen = read.Verified("2026-01-02", ("3.11.9", "3.14.1"), {"valkey": "Valkey 9"}, 7, 0, 1)
+    assert "run make test to verify here" in badge(bare)
+    assert "pp-badge--none" in badge(bare)
+    seen = Verified("2026-01-02", ("3.11.9", "3.14.1"), {"valkey": "Valkey 9"}, 7, 0, 1)
     assert verdict(seen) == "7 passed, 1 skipped on 2026-01-02 with Python 3.11.9 and Python 3.14.1, Valkey 9"
-    assert verdict(dataclasses.replace(seen, failed=2)).startswith("2 failed")
+    assert "pp-badge--good" in badge(dataclasses.replace(bare, verified=seen))
+    failed = dataclasses.replace(seen, failed=2)
+    assert verdict(failed).startswith("2 failed")
+    assert "pp-badge--bad" in badge(dataclasses.replace(bare, verified=failed))

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import logging
 import re
 from collections.abc import Iterator
@@ -14,17 +16,30 @@ from typing import Any
 import pytest
 from pytest_examples import CodeExample, EvalExample, find_examples
 
-from _catalog import read
+from _catalog import pages, services
+from _catalog.model import ROOT
 
-ROOT = read.ROOT
 _INCLUDE = re.compile(r'^\s*--8<-- "', re.MULTILINE)
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*(?P<info>[^\n`]*)$", re.MULTILINE)
+PAGES = sorted(ROOT.glob("docs/patterns/*/*.md"))
+SERVICES = services.load(ROOT)
 
 
-def _examples() -> list[CodeExample]:
-    pages = sorted(ROOT.glob("docs/patterns/*/*.md"))
-    found = find_examples(*pages)
-    return [e for e in found if e.prefix.split()[:1] in (["python"], ["py"]) and not _INCLUDE.search(e.source)]
+@functools.cache
+def _examples() -> dict[Path, list[CodeExample]]:
+    """Return the examples of all pages, which are read once."""
+    found: dict[Path, list[CodeExample]] = {page: [] for page in PAGES}
+    for example in find_examples(*PAGES):
+        if example.prefix.split()[:1] in (["python"], ["py"]) and not _INCLUDE.search(example.source):
+            found[example.path].append(example)
+    return found
+
+
+@functools.cache
+def _services_of(page: Path) -> list[str]:
+    """Return the services that a page's front matter names."""
+    named: list[str] = pages.front_matter(page.read_text(encoding="utf-8")).get("services", [])
+    return named
 
 
 def _name(example: CodeExample) -> str:
@@ -32,41 +47,14 @@ def _name(example: CodeExample) -> str:
 
 
 @pytest.fixture
-def services(example: CodeExample, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def running(example: CodeExample, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start what the page's front matter says it needs, and set its variables as a reader would."""
-    meta = read.load().by_src(example.path.relative_to(ROOT / "docs").as_posix())
-    assert meta is not None
     # A scratch folder: nothing an example writes stays, and its lint takes ruff's defaults, not this project's rules.
     monkeypatch.chdir(request.getfixturevalue("tmp_path"))
-    for service in meta.meta.services:
-        for name, value in _SERVICES[service](request).items():
+    for service in _services_of(example.path):
+        launcher = importlib.import_module(SERVICES[service].module)
+        for name, value in launcher.environment(request).items():
             monkeypatch.setenv(name, value)
-
-
-def _postgresql(request: pytest.FixtureRequest) -> dict[str, str]:
-    return {"DATABASE_URL": request.getfixturevalue("database_url")}
-
-
-def _valkey(request: pytest.FixtureRequest) -> dict[str, str]:
-    # A busy machine may be slower than the timeouts a page uses, and the printed output must not depend on that.
-    patient = "?socket_timeout=5&socket_connect_timeout=5&timeout=5"
-    return {"REDIS_URL": request.getfixturevalue("valkey_url") + patient, "CACHE_NAMESPACE": "shop"}
-
-
-def _smtp(request: pytest.FixtureRequest) -> dict[str, str]:
-    server = request.getfixturevalue("smtp")
-    folder: Path = request.getfixturevalue("tmp_path")
-    (folder / "ca.pem").write_bytes(server.ca_pem)
-    return {
-        "SMTP_HOST": "localhost",
-        "SMTP_PORT": str(server.port),
-        "SMTP_USER": server.username,
-        "SMTP_PASSWORD": server.password,
-        "SMTP_SECURITY": "starttls",
-        "SMTP_CA_FILE": str(folder / "ca.pem"),
-        "MAIL_FROM": "Shop <shop@example.com>",
-        "MAIL_DOMAIN": "example.com",
-    }
 
 
 @pytest.fixture
@@ -81,12 +69,8 @@ def same_logging() -> Iterator[None]:
         handler.filters[:] = its
 
 
-_SERVICES = {"postgresql": _postgresql, "valkey": _valkey, "smtp": _smtp}
-_groups: dict[tuple[Path, str], dict[str, Any]] = {}
-
-
-@pytest.mark.parametrize("example", _examples(), ids=_name)
-def test_example(example: CodeExample, eval_example: EvalExample, services: None, same_logging: None) -> None:
+@pytest.mark.parametrize("example", [each for found in _examples().values() for each in found], ids=_name)
+def test_example(example: CodeExample, eval_example: EvalExample, running: None, same_logging: None) -> None:
     settings = example.prefix_settings()
     if settings.get("test") == "skip":
         assert settings.get("reason"), f'{_name(example)}: a skipped example must say why: reason="..."'
@@ -103,15 +87,20 @@ def test_example(example: CodeExample, eval_example: EvalExample, services: None
         eval_example.format(example)
         eval_example.run_print_update(example, module_globals=shared)
     else:
-        eval_example.lint(example)
-        eval_example.run_print_check(example, module_globals=shared)
+        try:
+            eval_example.lint(example)
+            eval_example.run_print_check(example, module_globals=shared)
+        except pytest.fail.Exception as error:
+            category, slug = example.path.parent.name, example.path.stem
+            remedy = f"correct the example, or run `make examples PATTERN={category}/{slug}` if the new output is right"
+            pytest.fail(f"{error.msg}\n{remedy}", pytrace=False)
 
 
 def _names_before(example: CodeExample, group: str | None) -> dict[str, Any]:
     """Return the names that earlier examples of the group define; tests run in any order, so run those first."""
     names: dict[str, Any] = {}
-    for earlier in _examples() if group else ():
-        if earlier.path == example.path and earlier.prefix_settings().get("group") == group:
+    for earlier in _examples()[example.path] if group else ():
+        if earlier.prefix_settings().get("group") == group:
             if earlier.start_line >= example.start_line:
                 break
             code = compile(earlier.source, f"{earlier.path}:{earlier.start_line}", "exec", dont_inherit=True)
@@ -131,14 +120,12 @@ def _fences(text: str) -> Iterator[tuple[int, str, str]]:
             yield text.count("\n", 0, match.start()) + 1, mark, info
 
 
-@pytest.mark.parametrize(
-    "page", sorted(ROOT.glob("docs/patterns/*/*.md")), ids=lambda p: p.relative_to(ROOT).as_posix()
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_no_python_on_a_page_escapes_the_examples(page: Path) -> None:
     if page.name == "index.md":
         return
     text = page.read_text(encoding="utf-8")
-    ran = {example.start_line for example in _examples() if example.path == page}
+    ran = {example.start_line for example in _examples()[page]}
     python = [(line, mark) for line, mark, info in _fences(text) if re.match(r"\{?\s*\.?(py|python)\b", info)]
     lines = text.splitlines()
     for line, mark in python:

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from _catalog import diagrams, read
+from _catalog.code import tree as tree_of
+from _catalog.lock import pins
+from _catalog.model import ROOT, Catalog, folder_of
 
-ROOT = read.ROOT
 PAGES = sorted(p for p in ROOT.glob("docs/patterns/*/*.md") if p.name != "index.md")
 MODULES = sorted(p for p in ROOT.glob("snippets/**/*.py") if p.name != "__init__.py")
 PROOFS = sorted(ROOT.glob("tests/patterns/*/*.py"))
@@ -83,7 +85,7 @@ def test_standards_are_linked_with_https(page: Path) -> None:
     assert all(link.startswith("https://") for link in links), f"{_name(page)}: {links}"
 
 
-def test_every_module_is_shown_exactly_once(catalog: read.Catalog) -> None:
+def test_every_module_is_shown_exactly_once(catalog: Catalog) -> None:
     shown = Counter(module for pattern in catalog.patterns for module in pattern.modules)
     for module in MODULES:
         assert shown[_name(module)] == 1, (
@@ -91,18 +93,18 @@ def test_every_module_is_shown_exactly_once(catalog: read.Catalog) -> None:
         )
 
 
-def test_every_proof_file_belongs_to_a_page(catalog: read.Catalog) -> None:
+def test_every_proof_file_belongs_to_a_page(catalog: Catalog) -> None:
     used = {proof.path for pattern in catalog.patterns for proof in pattern.proofs}
     helpers = {_name(p) for p in PROOFS if not p.name.startswith("test_")}
     orphans = {_name(path) for path in PROOFS} - used - helpers
     assert not orphans, f"proofs without a page: {', '.join(sorted(orphans))}; rename or remove them"
 
 
-def test_every_measurement_belongs_to_a_page_and_a_benchmark(catalog: read.Catalog) -> None:
+def test_every_measurement_belongs_to_a_page_and_a_benchmark(catalog: Catalog) -> None:
     known = {pattern.id: pattern for pattern in catalog.patterns}
     for path in (ROOT / "docs" / "_measured").glob("*/*"):
         slug = path.name.partition(".")[0]
-        bench = ROOT / "tests" / "bench" / read.folder_of(path.parent.name) / f"{slug.replace('-', '_')}.py"
+        bench = ROOT / "tests" / "bench" / folder_of(path.parent.name) / f"{slug.replace('-', '_')}.py"
         assert f"{path.parent.name}/{slug}" in known, f"{_name(path)}: no such pattern; remove the file"
         assert bench.is_file(), f"{_name(path)}: {_name(bench)} is missing; write it, or remove the measurement"
 
@@ -114,7 +116,7 @@ def test_module_names_are_unique_and_hide_nothing() -> None:
         for module in {m if len(m.relative_to(ROOT).parts) == 3 else m.parent / "_" for m in MODULES}
     )
     assert not [name for name, count in tops.items() if count > 1]
-    packages = {name.replace("-", "_") for name in read.pins(ROOT / "requirements.txt")} | set(sys.stdlib_module_names)
+    packages = {name.replace("-", "_") for name in pins(ROOT / "requirements.txt")} | set(sys.stdlib_module_names)
     for name in tops:
         assert name not in packages, f"a module named {name!r} would hide a library; rename it"
 
@@ -129,7 +131,7 @@ def _public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.AsyncFunctio
 
 @modules
 def test_every_public_name_has_a_docstring(module: Path) -> None:
-    tree = read.tree(module)
+    tree = tree_of(module)
     assert ast.get_docstring(tree), f"{_name(module)}:1: say in a docstring what the module does"
     overloads = {"overload", "typing.overload"}
     for node in _public(tree.body):
@@ -166,11 +168,11 @@ def _literals(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
 
 @modules
 def test_no_secret_stands_in_a_module(module: Path) -> None:
-    for line, name, text in _literals(read.tree(module)):
+    for line, name, text in _literals(tree_of(module)):
         # The name of an environment variable is no secret.
         if _SECRET_NAME.search(name) and not re.fullmatch(r"[A-Z][A-Z0-9_]*", text):
             pytest.fail(f"{_name(module)}:{line}: {name} = {text[:8]!r}...; read it at start-up")
-    for node in ast.walk(read.tree(module)):
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             text = node.value.replace("user:password@host", "")  # how a message shows the form of an address
             assert not _SECRET_TEXT.search(text), f"{_name(module)}:{node.lineno}: this looks like a secret; remove it"
@@ -185,36 +187,14 @@ def test_a_literal_secret_would_be_found() -> None:
     assert _SECRET_TEXT.search("postgresql://app:hunter2@db/shop")
 
 
-def _surface(module: Path) -> dict[str, set[str]]:
-    """Return the public names of a module without their color, and the public methods of its classes."""
-    plain = {"aclose": "close", "acall": "call", "__aenter__": "__enter__", "async_auth_flow": "sync_auth_flow"}
-    surface = {}
-    for node in read.tree(module).body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            inner = {plain.get(n.name, n.name) for n in _public(node.body)} if isinstance(node, ast.ClassDef) else set()
-            surface[node.name.removeprefix("Async")] = inner
-    return surface
-
-
-def test_async_and_sync_twins_have_the_same_public_names() -> None:
-    twins = 0
-    for module in MODULES:
-        for ending in ("_sync", "_async"):
-            other = module.with_name(module.name.replace(f"{ending}.py", ".py"))
-            if module.stem.endswith(ending) and other.is_file():
-                twins += 1
-                assert _surface(module) == _surface(other), f"{_name(module)} and {_name(other)} differ"
-    assert twins
-
-
 @modules
-def test_a_module_imports_no_other_pattern(module: Path, catalog: read.Catalog) -> None:
+def test_a_module_imports_no_other_pattern(module: Path, catalog: Catalog) -> None:
     if module.parent.name == "recipes":
         return
     own = next(pattern for pattern in catalog.patterns if _name(module) in pattern.modules)
     mine = {Path(m).stem for m in own.modules} | {Path(m).parent.name for m in own.modules}
     others = {m.stem for m in MODULES} - mine
-    for node in ast.walk(read.tree(module)):
+    for node in ast.walk(tree_of(module)):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.level == 0:
             names = [node.module or ""]
@@ -231,7 +211,7 @@ def test_a_module_carries_no_marker_of_the_site(module: Path) -> None:
 def test_proofs_name_their_page_and_are_sentences(proof: Path) -> None:
     if not proof.name.startswith("test_"):
         return
-    tree = read.tree(proof)
+    tree = tree_of(proof)
     folder, stem = proof.parent.name.replace("_", "-"), proof.stem.removeprefix("test_").replace("_", "-")
     docstring = ast.get_docstring(tree) or ""
     assert docstring.startswith(f"Proves docs/patterns/{folder}/"), f"{_name(proof)}:1: begin with the page it proves"
@@ -246,7 +226,7 @@ def test_proofs_name_their_page_and_are_sentences(proof: Path) -> None:
 @proofs
 def test_every_test_can_fail(proof: Path) -> None:
     """A test without an assertion, an expected error or a called check proves nothing."""
-    tree = read.tree(proof)
+    tree = tree_of(proof)
     checks = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and _asserts(n)}
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
@@ -267,15 +247,18 @@ def _asserts(function: ast.AST) -> bool:
 
 
 def test_every_diagram_is_drawn_and_none_is_left_over() -> None:
-    wanted = {diagrams.key_of(source) for _, _, _, source in diagrams.fences(ROOT / "docs")}
-    kept = {path.stem for path in (ROOT / "docs" / "_diagrams").glob("*.svg")}
-    assert wanted == kept, "run `make examples`: it draws what is missing and removes what no page shows"
+    wanted = {fence.kept: fence for fence in diagrams.fences()}
+    remedy = "run `make examples`: it draws what is missing and removes what no page shows"
+    assert set((ROOT / "docs" / "_diagrams").rglob("*.svg")) == wanted.keys(), remedy
+    for path, fence in wanted.items():
+        assert diagrams.kept_drawing(path, fence.key), f"{_name(path)} is not what the page says; {remedy}"
 
 
 def test_every_diagram_has_a_text_alternative() -> None:
-    for page, line, title, _ in diagrams.fences(ROOT / "docs"):
-        assert title, f'{_name(page)}:{line}: add {{title="..."}}, the sentence a blind reader gets'
-        assert len(title) > 30, f"{_name(page)}:{line}: the title must tell what the diagram shows"
+    for fence in diagrams.fences():
+        where = f"{_name(fence.page)}:{fence.line}"
+        assert fence.title, f'{where}: add {{title="..."}}, the sentence a blind reader gets'
+        assert len(fence.title) > 30, f"{where}: the title must tell what the diagram shows"
 
 
 def test_the_lock_has_a_hash_for_every_pin_and_no_address() -> None:
@@ -288,7 +271,7 @@ def test_the_lock_has_a_hash_for_every_pin_and_no_address() -> None:
             assert "--hash=sha256:" in pin, f"{name}: {pin.splitlines()[0]} has no hash"
 
 
-def test_every_declared_dependency_of_the_patterns_is_imported(catalog: read.Catalog) -> None:
+def test_every_declared_dependency_of_the_patterns_is_imported(catalog: Catalog) -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]["patterns"]
     used = {d.requirement for pattern in catalog.patterns for d in pattern.requires}
     unused = sorted(set(declared) - used)

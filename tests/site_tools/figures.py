@@ -14,6 +14,7 @@ import urllib.request
 from pathlib import Path
 
 from _catalog import read
+from _catalog.model import ROOT
 from servers._process import free_port
 from site_tools import html, searching, serving, trees
 
@@ -78,7 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         rows: list[tuple[str, str, str]] = []
-        times = [build(read.ROOT, folder / "site") for _ in range(3)]
+        times = [build(ROOT, folder / "site") for _ in range(3)]
         rows.append(("build, diagrams kept", f"{statistics.median(times):.1f} s", "4 s"))
         big = trees.make(folder / "big", 103)
         rows.append(("build of 103 pages", f"{build(big, folder / 'big-site'):.1f} s", "10 s"))

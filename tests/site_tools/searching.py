@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-QUERIES = Path(__file__).resolve().parents[1] / "site" / "queries.tsv"
+QUERIES = Path(__file__).resolve().parents[1] / "site" / "queries"
 
 # Type the whole query at once, then read the list when it has been still for three looks; `first` is the time from
 # the keystroke to the first change of the list.
@@ -80,10 +80,11 @@ class Outcome:
     found: tuple[str, ...]
 
 
-def queries(path: Path = QUERIES) -> list[tuple[str, str]]:
-    """Return the queries with the page that each wants."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    pairs = [line.split("\t") for line in lines if line and not line.startswith("#")]
+def queries(folder: Path = QUERIES) -> list[tuple[str, str]]:
+    """Return the queries of all categories with the page that each wants."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.tsv"))]
+    lines = [line for text in texts for line in text.splitlines() if line and not line.startswith("#")]
+    pairs = [line.split("\t") for line in lines]
     return [(query, wanted) for query, wanted in pairs]
 
 

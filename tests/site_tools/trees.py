@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from _catalog import read
-
-ROOT = read.ROOT
+from _catalog.model import ROOT, Pattern
+from _catalog.pages import split
 
 
 def make(target: Path, count: int) -> Path:
@@ -20,6 +20,9 @@ def make(target: Path, count: int) -> Path:
     for name in ("_catalog", "_theme", "_diagrams", "find", "about"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "docs" / name, target / "docs" / name, ignore=ignore)
+    for name in ("servers", "harness"):  # the services that pages may name, and what every proof runs with
+        shutil.copytree(ROOT / "tests" / name, target / "tests" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / "tests" / "conftest.py", target / "tests" / "conftest.py")
     for folder in ("docs/patterns", "docs/_measured", "snippets", "tests/patterns"):
         (target / folder).mkdir(parents=True)
     shutil.copyfile(ROOT / "docs/patterns/index.md", target / "docs/patterns/index.md")
@@ -31,7 +34,7 @@ def make(target: Path, count: int) -> Path:
     return target
 
 
-def _clone(pattern: read.Pattern, target: Path, number: int) -> None:
+def _clone(pattern: Pattern, target: Path, number: int) -> None:
     folder = target / "docs" / "patterns" / pattern.category
     if not folder.is_dir():
         folder.mkdir()
@@ -52,9 +55,15 @@ def _clone(pattern: read.Pattern, target: Path, number: int) -> None:
 
     page = (ROOT / "docs" / pattern.src).read_text(encoding="utf-8")
     page = re.sub(r"^title: .*$", f"title: {pattern.slug} {ending}", page, flags=re.MULTILINE)
+    head, body = split(page)
+    aliases = re.search(r"^aliases:\n((?:  - .*\n)+)", head, re.MULTILINE)
+    if aliases:  # an alias leads to one page, so a clone has its own
+        numbered = re.sub(r"""^  - (["']?)(.+?)\1$""", rf"  - \g<1>\2 {ending}\1", aliases[1], flags=re.MULTILINE)
+        head = head.replace(aliases[1], numbered)
+    page = f"---\n{head}\n---\n{body}"
     page = re.sub(r"^related:.*\n(?:  - .*\n)*", "related: []\n", page, flags=re.MULTILINE)
     page = re.sub(r"\[([^]]+)\]\([\w./-]+\.md(?:#[\w-]+)?\)", r"\1", page)
-    head, body = read.split(page)
+    head, body = split(page)
     body = re.sub(rf'((?:measured|plot)\("[\w-]+)_{ending}"', r'\1"', renamed(body))  # tables keep their names
     (folder / f"{pattern.slug}-{ending}.md").write_text(f"---\n{head}\n---\n{body}", encoding="utf-8")
     files = {Path(m) for m in pattern.modules} | {Path(proof.path) for proof in pattern.proofs}
@@ -64,6 +73,9 @@ def _clone(pattern: read.Pattern, target: Path, number: int) -> None:
         copy = target.joinpath(*parts)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(renamed((ROOT / file).read_text(encoding="utf-8")), encoding="utf-8")
+    for file in (ROOT / "docs/_diagrams" / pattern.category).glob(f"{pattern.slug}.*"):
+        name = file.name.replace(pattern.slug, f"{pattern.slug}-{ending}", 1)
+        shutil.copyfile(file, target / "docs/_diagrams" / pattern.category / name)
     for file in (ROOT / "docs/_measured" / pattern.category).glob(f"{pattern.slug}.*"):
         copy = (
             target / "docs/_measured" / pattern.category / file.name.replace(pattern.slug, f"{pattern.slug}-{ending}")
