@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import ctypes
 import gc
 import importlib
 import importlib.util
@@ -29,9 +30,11 @@ from typing import Any
 
 from mutation.shared import Shared
 
+GRACE = 3.0  # seconds for a run to end in order
 PATIENCE = 12.0  # a watched server has 10 s to stop, see servers/_process.py
 # The order of the proofs is that of the files, and no run is recorded or measured: the same work every time.
 OPTIONS = ("-x", "-q", "-p", "no:randomly", "-p", "no:record", "--no-cov", "--hypothesis-seed=0", "--color=no")
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _NOTHING = "def test_nothing() -> None:\n    pass\n"
 
 
@@ -61,28 +64,35 @@ class WarmUp:
         self._shared.start()
 
     def _third_party(self) -> Iterator[str]:
-        """Name what the files import from outside the tree."""
-        named = {name for file in self._files for name in imports((self._tree / file).read_text(encoding="utf-8"))}
-        for name in sorted(named):
-            spec = importlib.util.find_spec(name.partition(".")[0])
-            places = [spec.origin or "", *(spec.submodule_search_locations or [])] if spec else [str(self._tree)]
-            if not any(Path(place).is_relative_to(self._tree) for place in places):
+        """Name what the files, and what stands beside them for their use, import from outside the tree."""
+        files = [self._tree / file for file in self._files]
+        files += [kit for folder in {file.parent for file in files} for kit in folder.glob("*_kit.py")]
+        for name in sorted({name for file in files for name in imports(file.read_text(encoding="utf-8"))}):
+            if not is_local(name.partition(".")[0], self._tree):
                 yield name
 
 
-def unfit(tree: Path) -> str | None:
-    """Tell why this process must not be forked: None when it may."""
-    threads = [thread.name for thread in threading.enumerate()]
+def is_local(name: str, tree: Path) -> bool:
+    """Tell whether this module or package is part of the tree, or not to be found at all."""
+    spec = importlib.util.find_spec(name)
+    places = [spec.origin or "", *(spec.submodule_search_locations or [])] if spec else [tree]
+    return any(Path(place).is_relative_to(tree) for place in places)
+
+
+def threads() -> list[str]:
+    """Name the threads of this process but for the main one: in a fork they would be gone, and their locks held."""
+    known = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     with contextlib.suppress(OSError):  # where there is no /proc, those that Python knows have to do
-        threads += [""] * (len(list(Path("/proc/self/task").iterdir())) - len(threads))
-    if len(threads) > 1:
-        return f"it has {len(threads)} threads: {', '.join(filter(None, threads))}"
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None) or ""
-        for folder in (tree / "snippets", tree / "tests" / "patterns"):
-            if Path(file).is_relative_to(folder):
-                return f"it has imported {name}, which is to be imported anew in each run"
-    return None
+        number = len(list(Path("/proc/self/task").iterdir())) - 1
+        known += ["one that is not of Python"] * (number - len(known))
+    return known
+
+
+def imported(tree: Path) -> list[str]:
+    """Name the modules and proofs that are imported: a fork would have them as they were before they were broken."""
+    folders = (tree / "snippets", tree / "tests" / "patterns")
+    files = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
+    return [name for name, file in files.items() if any(Path(file).is_relative_to(folder) for folder in folders)]
 
 
 @dataclass
@@ -128,7 +138,7 @@ class Desk:
                 return request
             status = self._wait(child, begin + request.limit)
             seconds = time.monotonic() - begin
-            _end(child, gone=status is not None)
+            end(child, gone=status is not None)
             self._shared.empty()
             os.write(self._answers, json.dumps({"status": status, "seconds": seconds}).encode() + b"\n")
         return None
@@ -154,9 +164,9 @@ class Desk:
         return None
 
 
-def _end(child: int, *, gone: bool) -> None:
-    """End a child and its children. Its servers end when it is gone: their watchers see to that."""
-    for number, patience in ((signal.SIGINT, 3.0), (signal.SIGKILL, 600.0)):
+def end(child: int, *, gone: bool) -> None:
+    """End a child and its children. Its servers end when it is gone: their watchers, which SIGINT leaves, see to it."""
+    for number, patience in ((signal.SIGINT, GRACE), (signal.SIGKILL, 600.0)):
         deadline = time.monotonic() + patience
         if not gone:
             os.kill(child, number)
@@ -165,16 +175,33 @@ def _end(child: int, *, gone: bool) -> None:
             time.sleep(0 if gone else 0.01)
     deadline = time.monotonic() + PATIENCE
     with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left in its group
+        os.killpg(child, signal.SIGINT)
         while time.monotonic() < deadline:
+            _reap(child)
             os.killpg(child, 0)
             time.sleep(0.01)
         os.killpg(child, signal.SIGKILL)
+        _reap(child)
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of those whose parent is gone. The init of a container may never reap them, or late."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _reap(group: int) -> None:
+    """Let those go that are dead: a group has members while nobody has asked for their status."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
 
 
 def main() -> int:
     """Warm up and serve; in a child, run the proofs."""
     import pytest
 
+    _adopt_orphans()
     requests, answers = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -189,8 +216,11 @@ def main() -> int:
     empty.write_text(_NOTHING, encoding="utf-8")
     status = pytest.main([*OPTIONS, str(empty)], plugins=[WarmUp(tree, first["files"], shared)])
     empty.unlink()
-    if problem := f"pytest cannot run here (exit status {int(status)})" if status else unfit(tree):
-        print(problem, file=sys.stderr)
+    problems = [f"pytest does not run here (exit status {int(status)})"] if status else []
+    problems += [f"a thread lives before the first run: {name}" for name in threads()]
+    problems += [f"{name} is imported before the first run" for name in imported(tree)]
+    if problems:
+        print("\n".join(problems), file=sys.stderr)
         shared.stop()
         return 1
     gc.collect()
