@@ -24,11 +24,11 @@ from secret_source import SecretFileError, read_secret_file
 S = TypeVar("S", bound="AppSettings")
 
 
-class SettingsError(Exception):
+class SettingsError(RuntimeError):
     """The application cannot start. `problems` maps names of variables to reasons: no values."""
 
     def __init__(self, problems: Mapping[str, str]) -> None:
-        super().__init__("; ".join(f"{name}: {why}" for name, why in sorted(problems.items())))
+        super().__init__("; ".join(_sentence(*item) for item in sorted(problems.items())))
         self.problems = dict(problems)
 
     @property
@@ -38,7 +38,7 @@ class SettingsError(Exception):
 
 
 class AppSettings(BaseSettings):
-    """Derive yours from it, and make it with `load_settings`, once, when the application starts.
+    """Derive yours from it, and make it with `settings_from_env`, once, at the start.
 
     Secrets, and URLs that hold one, are `SecretStr` without a default. A list is `Json[list[str]]`.
     """
@@ -81,7 +81,7 @@ class AppSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leave the looking to `load_settings`."""
+        """Leave the looking to `settings_from_env`."""
         return (init_settings,)
 
     def secrets(self) -> list[SecretStr]:
@@ -94,21 +94,25 @@ class AppSettings(BaseSettings):
         raise TypeError("settings are not pickled: load them again where they are needed")
 
 
-def load_settings(
-    cls: type[S], secrets_dir: str | os.PathLike[str] | None = None, **given: Any
+def settings_from_env(
+    cls: type[S],
+    secrets_dir: str | os.PathLike[str] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    **given: Any,
 ) -> S:
     """Find the values of all fields and make the settings.
 
     Args:
         cls: Your settings.
         secrets_dir: Folder with a file for each secret; by default SECRETS_DIR, or none.
+        environ: Where the variables are looked for.
         given: Values that win over all else.
 
     Raises:
         SettingsError: Something is missing or unusable. All of it is named at once.
     """
     problems: dict[str, str] = {}
-    env = {name: value for name, value in os.environ.items() if value}  # empty counts as missing
+    env = {name: value for name, value in environ.items() if value}  # empty counts as missing
     folder = secrets_dir or env.get("SECRETS_DIR")
     if folder is not None and not Path(folder).is_dir():
         problems["SECRETS_DIR"] = "not a folder"
@@ -139,10 +143,14 @@ def load_settings(
     except SettingsError as error:
         problems = error.problems | problems
     finally:
-        given, env, dotenv = {}, {}, {}
+        given, env, environ, dotenv = {}, {}, {}, {}
     if problems:
         raise SettingsError(problems)
     return made
+
+
+def _sentence(name: str, why: str) -> str:
+    return f"{name} is not set, or is empty" if why == "missing" else f"{name}: {why}"
 
 
 def _is_secret(annotation: Any) -> bool:

@@ -22,7 +22,7 @@ def canonical_json(value: object) -> bytes:
             not text, or another type; or it is nested too deep, or holds itself.
     """
     try:
-        text = json.dumps(_ordered(value), ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(_in_order(value), ensure_ascii=False, separators=(",", ":"))
         return text.encode()
     except RecursionError:
         raise ValueError("the value is nested too deep, or holds itself") from None
@@ -30,7 +30,7 @@ def canonical_json(value: object) -> bytes:
         raise ValueError("a text holds a lone surrogate, which is no Unicode") from None
 
 
-def _ordered(value: object) -> object:
+def _in_order(value: object) -> object:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
@@ -38,12 +38,12 @@ def _ordered(value: object) -> object:
             raise ValueError("an integer is beyond 2**53 - 1: send it as text")
         return int(value)
     if isinstance(value, list | tuple):
-        return [_ordered(item) for item in value]
+        return [_in_order(item) for item in value]
     if isinstance(value, dict):
         if not all(isinstance(name, str) for name in value):
             raise ValueError("a name in an object is not text")
         # JavaScript sorts UTF-16 code units, which differs from Python's order beyond U+FFFF.
         names = sorted(value, key=lambda name: name.encode("utf-16-be", "surrogatepass"))
-        return {name: _ordered(value[name]) for name in names}
+        return {name: _in_order(value[name]) for name in names}
     hint = ": send an integer of a smaller unit, or text" if isinstance(value, float) else ""
     raise ValueError(f"{type(value).__name__} has no canonical form here{hint}")

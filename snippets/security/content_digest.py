@@ -70,7 +70,7 @@ def digest_bytes(data: bytes, algorithm: str = "SHA-256", *, allow_sha1: bool = 
     Raises:
         UnsupportedAlgorithm: Another algorithm.
     """
-    name, function = _known(algorithm, allow_sha1)
+    name, function = _algorithm_of(algorithm, allow_sha1)
     return Digest(name, hashlib.new(function, data).digest())
 
 
@@ -82,7 +82,7 @@ def digest_text(text: str, algorithm: str = "SHA-256", *, allow_sha1: bool = Fal
     Raises:
         UnsupportedAlgorithm: As in `digest_bytes`.
     """
-    return digest_bytes(_utf8(text), algorithm, allow_sha1=allow_sha1)
+    return digest_bytes(_to_utf8(text), algorithm, allow_sha1=allow_sha1)
 
 
 def digest_stream(
@@ -103,15 +103,17 @@ def digest_stream(
     Raises:
         UnsupportedAlgorithm: As in `digest_bytes`, before anything is read.
         TooLarge: The stream goes on after `limit` bytes.
+        ValueError: The limit is no whole number from 0.
         TypeError: The reader gives text: its line ends may have been changed.
         BlockingIOError: The reader has nothing yet. A digest of what has arrived would be wrong.
     """
-    name, function = _known(algorithm, allow_sha1)
+    _check_limit(limit)
+    name, function = _algorithm_of(algorithm, allow_sha1)
     state, seen = hashlib.new(function), 0
     while chunk := reader.read(_CHUNK):
         if isinstance(chunk, str):
             raise TypeError("open the file in binary mode: text may have other line ends")
-        seen = _counted(seen, chunk, limit)
+        seen = _count_bytes(seen, chunk, limit)
         state.update(chunk)
     if chunk is None:
         raise BlockingIOError("the stream has nothing to read yet: a digest needs all of it")
@@ -126,10 +128,11 @@ async def adigest_stream(
     allow_sha1: bool = False,
 ) -> Digest:
     """Digest chunks as they arrive, such as a request's body. Otherwise as `digest_stream`."""
-    name, function = _known(algorithm, allow_sha1)
+    _check_limit(limit)
+    name, function = _algorithm_of(algorithm, allow_sha1)
     state, seen = hashlib.new(function), 0
     async for chunk in chunks:
-        seen = _counted(seen, chunk, limit)
+        seen = _count_bytes(seen, chunk, limit)
         state.update(chunk)
     return Digest(name, state.digest())
 
@@ -146,7 +149,7 @@ def hmac_bytes(key: bytes, data: bytes, algorithm: str = "SHA-256") -> Digest:
         UnsupportedAlgorithm: Another algorithm.
         ValueError: The key is empty. Python would take it; Web Crypto refuses it.
     """
-    name, function = _known(algorithm, allow_sha1=False)
+    name, function = _algorithm_of(algorithm, allow_sha1=False)
     if not key:
         raise ValueError("the HMAC key is empty: anybody could make this tag")
     return Digest(name, hmac.digest(key, data, function))
@@ -163,8 +166,10 @@ def keyed(data: bytes, key: bytes, size: int = 32) -> Digest:
     Raises:
         ValueError: Key or size is out of its range.
     """
-    if not 1 <= len(key) <= 64 or not 1 <= size <= 64:
-        raise ValueError("BLAKE2b takes a key of 1 to 64 bytes and a size of 1 to 64")
+    if not 1 <= len(key) <= 64:
+        raise ValueError("BLAKE2b takes a key of 1 to 64 bytes")
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 64:
+        raise ValueError(f"size must be a whole number from 1 to 64, got {size!r}")
     return Digest(f"BLAKE2b-{size * 8}", hashlib.blake2b(data, key=key, digest_size=size).digest())
 
 
@@ -183,7 +188,7 @@ def verify(expected: str | bytes | Digest, actual: Digest) -> bool:
     return hmac.compare_digest(expected, actual.value)
 
 
-def _known(algorithm: str, allow_sha1: bool) -> tuple[str, str]:
+def _algorithm_of(algorithm: str, allow_sha1: bool) -> tuple[str, str]:
     name = algorithm.upper() if algorithm.isascii() else ""  # upper() makes an S of more than s
     if name == "SHA-1" and not allow_sha1:
         raise UnsupportedAlgorithm("SHA-1 is broken: allow_sha1=True only to check an old digest")
@@ -192,13 +197,20 @@ def _known(algorithm: str, allow_sha1: bool) -> tuple[str, str]:
     return name, _ALGORITHMS[name]
 
 
-def _counted(seen: int, chunk: bytes, limit: int | None) -> int:
+def _check_limit(limit: int | None) -> None:
+    if limit is None:
+        return
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+        raise ValueError(f"limit must be a whole number, 0 or more, or None, got {limit!r}")
+
+
+def _count_bytes(seen: int, chunk: bytes, limit: int | None) -> int:
     seen += len(chunk)
     if limit is not None and seen > limit:
         raise TooLarge(f"the stream has more than {limit} bytes")
     return seen
 
 
-def _utf8(text: str) -> bytes:
+def _to_utf8(text: str) -> bytes:
     # JavaScript's strings are UTF-16. There two halves of a pair meet, and one alone is an error.
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping
 
@@ -22,9 +23,9 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ASKED = b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"
 
 
-def origins_from(env: Mapping[str, str]) -> frozenset[str]:
+def origins_from_env(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
     """Read ALLOWED_ORIGINS, separated by spaces. Empty means that no other origin may read."""
-    return frozenset(env.get("ALLOWED_ORIGINS", "").split())
+    return frozenset(environ.get("ALLOWED_ORIGINS", "").split())
 
 
 class Cors:
@@ -68,31 +69,38 @@ class Cors:
                 raise PolicyError(
                     "an origin looks like https://app.example or http://localhost:3000"
                 )
-        if not all(_TOKEN.fullmatch(n) for n in (*methods, *headers, *expose)) or max_age < 0:
-            raise PolicyError("a method, header or age cannot be sent as it is")
-        self._app, self._origins = app, frozenset(o.encode() for o in origins)
+        if not all(_TOKEN.fullmatch(n) for n in (*methods, *headers, *expose)):
+            raise PolicyError("a method or header cannot be sent as it is")
+        if not isinstance(max_age, int) or isinstance(max_age, bool) or max_age < 0:
+            raise PolicyError(f"max_age must be a whole number of seconds, got {max_age!r}")
+        self._app = app
+        self._origins = frozenset(o.encode() for o in origins)
         self._methods = frozenset(m.encode() for m in methods)
         self._headers = frozenset(h.lower().encode() for h in headers)
         self._mark: list[tuple[bytes, bytes]] = []
         if credentials:
             self._mark.append((b"access-control-allow-credentials", b"true"))
-        self._expose = [(b"access-control-expose-headers", _listed(expose))] if expose else []
+        self._expose = [(b"access-control-expose-headers", _joined_names(expose))] if expose else []
         self._preflight = [
-            (b"access-control-allow-methods", _listed(methods)),
+            (b"access-control-allow-methods", _joined_names(methods)),
             (b"access-control-max-age", str(max_age).encode()),
         ]
         if headers:
-            self._preflight.append((b"access-control-allow-headers", _listed(headers)))
+            self._preflight.append((b"access-control-allow-headers", _joined_names(headers)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        allow = self._allow(_all(scope, b"origin"))
-        asked = _all(scope, b"access-control-request-method")
-        if scope["method"] == "OPTIONS" and asked and _all(scope, b"origin"):
-            wanted = b",".join(_all(scope, b"access-control-request-headers")).lower().split(b",")
+        allow = self._allowing_headers(_header_values(scope, b"origin"))
+        asked = _header_values(scope, b"access-control-request-method")
+        if scope["method"] == "OPTIONS" and asked and _header_values(scope, b"origin"):
+            wanted = (
+                b",".join(_header_values(scope, b"access-control-request-headers"))
+                .lower()
+                .split(b",")
+            )
             names = {name.strip() for name in wanted} - {b""}
             fine = bool(allow) and set(asked) <= self._methods and names <= self._headers
             marks = [*allow, *self._preflight] if fine else [(b"content-length", b"0")]
@@ -115,7 +123,7 @@ class Cors:
 
         await self._app(scope, receive, marked)
 
-    def _allow(self, sent: list[bytes]) -> list[tuple[bytes, bytes]]:
+    def _allowing_headers(self, sent: list[bytes]) -> list[tuple[bytes, bytes]]:
         if len(sent) == 1 and b"*" in self._origins:
             return [(b"access-control-allow-origin", b"*")]
         if len(sent) == 1 and sent[0] in self._origins:  # exact: no prefix, no pattern, no case
@@ -150,9 +158,9 @@ def wrap(
     return SecurityHeaders(cors, policy)
 
 
-def _all(scope: Scope, name: bytes) -> list[bytes]:
+def _header_values(scope: Scope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key == name]
 
 
-def _listed(names: Collection[str]) -> bytes:
+def _joined_names(names: Collection[str]) -> bytes:
     return ", ".join(sorted(names)).encode()

@@ -42,7 +42,8 @@ class EncryptedText(TypeDecorator[str]):
 
     def __init__(self, cipher: Callable[[], FieldCipher], context: str) -> None:
         super().__init__()
-        self.cipher, self.context = cipher, context
+        self.cipher = cipher
+        self.context = context
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         """Encrypt."""

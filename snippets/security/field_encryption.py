@@ -27,7 +27,7 @@ log = logging.getLogger("field_encryption")
 
 
 class KeyringError(ValueError):
-    """The keys are missing or unusable: do not start. The message holds no key."""
+    """The keys are unusable: do not start. The message holds no key."""
 
 
 class DecryptError(Exception):
@@ -61,17 +61,18 @@ class Keyring:
         self._keys = dict(keys)
 
     @classmethod
-    def load(cls, env: Mapping[str, str] = os.environ) -> Keyring:
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Keyring:
         """Read the file FIELD_KEYS_FILE (lines of `kid base64`) and FIELD_ACTIVE_KID.
 
         Raises:
-            KeyringError: A variable is not set, or the file is unusable.
+            RuntimeError: A variable is not set, or is empty.
+            KeyringError: The file is unusable.
         """
         for name in ("FIELD_KEYS_FILE", "FIELD_ACTIVE_KID"):
-            if not env.get(name):
-                raise KeyringError(f"{name} is not set, or is empty")
+            if not environ.get(name):
+                raise RuntimeError(f"{name} is not set, or is empty")
         try:
-            lines = Path(env["FIELD_KEYS_FILE"]).read_text(encoding="utf-8").splitlines()
+            lines = Path(environ["FIELD_KEYS_FILE"]).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError):
             raise KeyringError("FIELD_KEYS_FILE cannot be read as text") from None
         keys: dict[str, bytes] = {}
@@ -86,7 +87,7 @@ class Keyring:
             if kid in keys:
                 raise KeyringError(f"FIELD_KEYS_FILE: line {number} repeats a key id")
             keys[kid] = key
-        return cls(env["FIELD_ACTIVE_KID"], keys)
+        return cls(environ["FIELD_ACTIVE_KID"], keys)
 
     def ciphers(self) -> dict[str, AESGCM]:
         """Return an AES-GCM object for each key."""
@@ -109,6 +110,9 @@ class FieldCipher:
         keyring: The keys.
         random: Makes random bytes.
         warn_after: Encryptions with one key in this process, after which a warning is logged.
+
+    Raises:
+        ValueError: `warn_after` is no whole number over 0.
     """
 
     def __init__(
@@ -118,8 +122,13 @@ class FieldCipher:
         random: Callable[[int], bytes] = os.urandom,
         warn_after: int = MOST_ENCRYPTIONS,
     ) -> None:
-        self.active, self._ciphers = keyring.active, keyring.ciphers()
-        self._random, self._warn_after, self._made = random, warn_after, 0
+        if not isinstance(warn_after, int) or isinstance(warn_after, bool) or warn_after < 1:
+            raise ValueError(f"warn_after must be a whole number over 0, got {warn_after!r}")
+        self.active = keyring.active
+        self._ciphers = keyring.ciphers()
+        self._random = random
+        self._warn_after = warn_after
+        self._made = 0
 
     def encrypt(self, plain: bytes, *, context: str) -> str:
         """Return a token for `plain`, another one each time.
@@ -133,8 +142,8 @@ class FieldCipher:
         if self._made == self._warn_after:
             log.warning("key %s: %d encryptions here; rotate it", self.active, self._made)
         nonce = self._random(NONCE_BYTES)
-        sealed = self._ciphers[self.active].encrypt(nonce, plain, _bound(self.active, context))
-        return f"v1.{self.active}.{_text(nonce + sealed)}"
+        sealed = self._ciphers[self.active].encrypt(nonce, plain, _bound_data(self.active, context))
+        return f"v1.{self.active}.{_base64url(nonce + sealed)}"
 
     def decrypt(self, token: str, *, context: str) -> bytes:
         """Return what was encrypted for this context.
@@ -142,12 +151,12 @@ class FieldCipher:
         Raises:
             DecryptError: For whatever reason.
         """
-        kid, text = _parts(token)
+        kid, text = _parts_of(token)
         try:
             data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-            if _text(data) != text:  # the last character can carry bits that mean nothing
+            if _base64url(data) != text:  # the last character can carry bits that mean nothing
                 raise DecryptError
-            bound = _bound(kid, context)
+            bound = _bound_data(kid, context)
             return self._ciphers[kid].decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], bound)
         except (KeyError, ValueError, InvalidTag):
             pass
@@ -159,7 +168,7 @@ class FieldCipher:
         Raises:
             DecryptError: This is no token.
         """
-        return _parts(token)[0] != self.active
+        return _parts_of(token)[0] != self.active
 
     def rotate(self, token: str, *, context: str) -> str:
         """Return the value under the active key; the token itself if it is of that key.
@@ -198,8 +207,8 @@ def blind_index(value: str, key: bytes, bits: int = 64) -> str:
         KeyringError: The key is unusable.
     """
     check_key(key, "the index key")
-    if bits not in range(16, 257, 8):
-        raise ValueError("bits is a multiple of 8 from 16 to 256")
+    if not isinstance(bits, int) or bits not in range(16, 257, 8):
+        raise ValueError(f"bits must be a multiple of 8 from 16 to 256, got {bits!r}")
     return hmac.digest(key, value.encode(), "sha256")[: bits // 8].hex()
 
 
@@ -212,17 +221,17 @@ def check_key(key: bytes, name: str) -> None:
         raise KeyringError(f"{name} is not random: make it with os.urandom(32)")
 
 
-def _bound(kid: str, context: str) -> bytes:
+def _bound_data(kid: str, context: str) -> bytes:
     if not context:
         raise ValueError("a context names where the value stands: it cannot be empty")
     return f"v1.{kid}.".encode() + context.encode()
 
 
-def _text(data: bytes) -> str:
+def _base64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
-def _parts(token: str) -> tuple[str, str]:
+def _parts_of(token: str) -> tuple[str, str]:
     found = _TOKEN.fullmatch(token) if isinstance(token, str) else None
     if not found:
         raise DecryptError

@@ -43,12 +43,17 @@ def rotate_column(
         context: From a row's id, as it was encrypted with.
         id_column: Name of the key column.
         batch: Rows of one transaction.
+
+    Raises:
+        ValueError: `batch` is no whole number over 0.
     """
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise ValueError(f"batch must be a whole number over 0, got {batch!r}")
     done = Rotation()
     row_id, token = table.c[id_column], table.c[column]
     last: Any = None
     while True:
-        wanted = select(row_id, token).where(_old(token, cipher)).order_by(row_id).limit(batch)
+        wanted = select(row_id, token).where(_is_old(token, cipher)).order_by(row_id).limit(batch)
         with engine.begin() as connection:
             rows = connection.execute(wanted if last is None else wanted.where(row_id > last)).all()
             for key, old in rows:
@@ -70,10 +75,10 @@ def rotate_column(
 def old_tokens(engine: Engine, table: Table, column: str, cipher: FieldCipher) -> int:
     """Count the tokens of other keys. An old key may go when this is 0, also in your backups."""
     with engine.connect() as connection:
-        count = select(func.count()).select_from(table).where(_old(table.c[column], cipher))
+        count = select(func.count()).select_from(table).where(_is_old(table.c[column], cipher))
         return int(connection.execute(count).scalar_one())
 
 
-def _old(token: ColumnElement[Any], cipher: FieldCipher) -> ColumnElement[bool]:
+def _is_old(token: ColumnElement[Any], cipher: FieldCipher) -> ColumnElement[bool]:
     prefix = f"v1.{cipher.active}."  # not LIKE: an id may hold "_"
     return func.substr(token, 1, len(prefix)) != prefix

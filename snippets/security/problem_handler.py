@@ -6,6 +6,7 @@ FastAPI's own answer to a validation error sends the input back, passwords inclu
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -16,21 +17,22 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from input_models import FieldError, InputProblem, field_errors, parse_json
+from input_problem import FieldError, InputProblem, field_errors
+from strict_models import parse_json
 
 M = TypeVar("M", bound=BaseModel)
 log = logging.getLogger("input")
 
 
-def max_body_bytes(env: Mapping[str, str]) -> int:
+def max_body_from_env(environ: Mapping[str, str] = os.environ) -> int:
     """Read MAX_BODY_BYTES, 65,536 by default.
 
     Raises:
-        ValueError: It is not a positive number.
+        ValueError: It is not a whole number of bytes over 0.
     """
-    text = env.get("MAX_BODY_BYTES") or "65536"
+    text = environ.get("MAX_BODY_BYTES") or "65536"
     if not (text.isascii() and text.isdigit() and 0 < len(text) < 13 and int(text)):
-        raise ValueError("MAX_BODY_BYTES must be a positive number of bytes")
+        raise ValueError(f"MAX_BODY_BYTES must be a whole number of bytes over 0, got {text!r}")
     return int(text)
 
 
@@ -40,7 +42,12 @@ def json_body(model: type[M], *, max_bytes: int | None = None) -> Callable[[Requ
     Args:
         model: A subclass of StrictModel.
         max_bytes: Longest body; by default what `install` was given.
+
+    Raises:
+        ValueError: `max_bytes` is not a whole number over 0.
     """
+    if max_bytes is not None:
+        _check_max_bytes(max_bytes)
 
     async def read(request: Request) -> M:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -69,7 +76,11 @@ def install(
         app: The application.
         max_bytes: Longest JSON body.
         new_id: Makes the id that answer and log share.
+
+    Raises:
+        ValueError: `max_bytes` is not a whole number over 0.
     """
+    _check_max_bytes(max_bytes)
     app.state.max_body_bytes = max_bytes
 
     def answer(request: Request, problem: InputProblem) -> JSONResponse:
@@ -93,3 +104,8 @@ def install(
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         return answer(request, InputProblem(field_errors(error.errors(), skip=1)))
+
+
+def _check_max_bytes(max_bytes: int) -> None:
+    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
+        raise ValueError(f"max_bytes must be a whole number over 0, got {max_bytes!r}")

@@ -48,7 +48,7 @@ class RedactSecrets(logging.Filter):
         usable = [part for part in found if len(part) >= SHORTEST and part.lower() not in COMMON]
         with self._lock:
             for part in usable:
-                self._forms |= _forms(part)
+                self._forms |= _forms_of(part)
             longest = sorted(self._forms, key=len, reverse=True)
             self._pattern = re.compile("|".join(map(re.escape, longest))) if longest else None
         if len(usable) < len(found):
@@ -84,7 +84,7 @@ class RedactSecrets(logging.Filter):
         return f"RedactSecrets({len(self._forms)} forms)"
 
 
-def _forms(text: str) -> set[str]:
+def _forms_of(text: str) -> set[str]:
     forms = {text, quote(text, safe=""), quote(text), quote_plus(text)}
     forms |= {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1]}
     data = text.encode("utf-8", "surrogatepass")

@@ -6,6 +6,7 @@ The file is what Docker, Kubernetes and Vault's agent write: its content is the 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import stat
 import threading
@@ -72,6 +73,7 @@ class RotatingSecret:
 
     Raises:
         SecretFileError: The file is unusable now. Later that keeps the old value, and is logged.
+        ValueError: A time is no number of seconds from 0.
     """
 
     def __init__(
@@ -82,7 +84,13 @@ class RotatingSecret:
         grace: float = 86_400.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path, self._reload, self._grace, self._clock = Path(path), reload, grace, clock
+        for name, seconds in (("reload", reload), ("grace", grace)):
+            if not (_is_number(seconds) and seconds >= 0):
+                raise ValueError(f"{name} must be a number of seconds, 0 or more, got {seconds!r}")
+        self._path = Path(path)
+        self._reload = reload
+        self._grace = grace
+        self._clock = clock
         self._lock = threading.Lock()
         self._checked = self._changed = clock()
         self._values: tuple[SecretStr, ...] = (read_secret_file(path),)
@@ -100,13 +108,13 @@ class RotatingSecret:
         # One thread looks, the others go on with what there is.
         if now - self._checked >= self._reload and self._lock.acquire(blocking=False):
             try:
-                self._look(now)
+                self._read_again(now)
             finally:
                 self._lock.release()
         values = self._values
         return values if self._clock() - self._changed < self._grace else values[:1]
 
-    def _look(self, now: float) -> None:
+    def _read_again(self, now: float) -> None:
         self._checked = now
         try:
             value = read_secret_file(self._path)
@@ -118,3 +126,8 @@ class RotatingSecret:
             self._changed = now
             self._values = (value, self._values[0])
             log.info("%s: a new value is used", self._path)
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -60,8 +61,9 @@ class Policy:
     overrides: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.hsts_max_age, bool) or self.hsts_max_age < 0:
-            raise PolicyError("hsts_max_age is not a number of seconds")
+        age = self.hsts_max_age
+        if not isinstance(age, int) or isinstance(age, bool) or age < 0:
+            raise PolicyError(f"hsts_max_age must be a whole number of seconds, got {age!r}")
         if not re.fullmatch(r'(https://[^\s"]+)?', self.report_to):
             raise PolicyError("report_to is not an https URL")
         if ";" in self.frame_ancestors:
@@ -75,15 +77,15 @@ class Policy:
                     raise PolicyError(f"a nonce is written {NONCE}: a fixed one protects nothing")
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str], **more: Any) -> Policy:
+    def from_env(cls, environ: Mapping[str, str] = os.environ, **more: Any) -> Policy:
         """Read HSTS_MAX_AGE, in seconds; `more` as for Policy.
 
         Raises:
             PolicyError: It is not a number.
         """
-        text = env.get("HSTS_MAX_AGE") or "63072000"
+        text = environ.get("HSTS_MAX_AGE") or "63072000"
         if not re.fullmatch("[0-9]{1,10}", text):
-            raise PolicyError("HSTS_MAX_AGE is not a number of seconds")
+            raise PolicyError(f"HSTS_MAX_AGE must be a whole number of seconds, got {text!r}")
         return cls(hsts_max_age=int(text), **more)
 
     def headers(self, path: str) -> dict[str, str]:
@@ -118,7 +120,8 @@ class SecurityHeaders:
     """ASGI middleware that adds what a response lacks. WebSocket and lifespan pass untouched."""
 
     def __init__(self, app: App, policy: Policy | None = None) -> None:
-        self._app, self._policy = app, policy or Policy()
+        self._app = app
+        self._policy = policy or Policy()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -130,13 +133,16 @@ class SecurityHeaders:
         async def decorated(message: Message) -> None:
             if message["type"] == "http.response.start":
                 state["sent"] = True
-                kept = [pair for pair in message.get("headers", []) if _keep(*pair)]
-                message = {**message, "headers": self._complete(kept, scope, state["nonce"])}
+                kept = [pair for pair in message.get("headers", []) if _may_be_sent(*pair)]
+                message = {
+                    **message,
+                    "headers": self._complete_headers(kept, scope, state["nonce"]),
+                }
             await send(message)
 
         await self._app({**scope, _KEY: state}, receive, decorated)
 
-    def _complete(
+    def _complete_headers(
         self, kept: list[tuple[bytes, bytes]], scope: Scope, nonce: str | None
     ) -> list[tuple[bytes, bytes]]:
         wanted = self._policy.headers(scope["path"])
@@ -157,7 +163,7 @@ class SecurityHeaders:
         return kept
 
 
-def _keep(name: bytes, value: bytes) -> bool:
+def _may_be_sent(name: bytes, value: bytes) -> bool:
     """Drop what tells of the server, the harmful old filter, and headers with a line break."""
     if _BAD.search(name) or _BAD.search(value):
         log.error("a header with a line break was dropped: %r", name)

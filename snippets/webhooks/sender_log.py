@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
@@ -107,6 +108,9 @@ class PostgresLog:
             are its deliveries. One that is not enabled is asked for again after the lease.
         each: How many deliveries of one endpoint may be under way, over all workers.
         patience: After how many seconds of failures only an endpoint is disabled.
+
+    Raises:
+        ValueError: A number is not above 0.
     """
 
     def __init__(
@@ -117,7 +121,14 @@ class PostgresLog:
         each: int = 5,
         patience: float = FIVE_DAYS,
     ) -> None:
-        self._pool, self._endpoint, self._each, self._patience = pool, endpoint, each, patience
+        if not isinstance(each, int) or isinstance(each, bool) or each < 1:
+            raise ValueError(f"each must be a whole number over 0, got {each!r}")
+        if not (_is_number(patience) and patience > 0):
+            raise ValueError(f"patience must be a number of seconds over 0, got {patience!r}")
+        self._pool = pool
+        self._endpoint = endpoint
+        self._each = each
+        self._patience = patience
 
     async def add(self, endpoint_id: str, message: Message, *, now: float) -> bool:
         """Have a message sent to an endpoint. False: that was asked before."""
@@ -169,3 +180,8 @@ class PostgresLog:
                 return False
             await conn.execute(_ILL, facts)
             return (await conn.execute(_DISABLE, facts)).rowcount == 1
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

@@ -9,6 +9,7 @@ import asyncio
 import copy
 import inspect
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -109,10 +110,16 @@ class Fanout:
         patience: float = 1.0,
         unhandled: Callable[[str], object] = lambda kind: None,
     ) -> None:
-        if min(timeout, max_parallel, patience) <= 0:
-            raise ValueError("timeout, max_parallel and patience must be above 0")
-        self._done, self._timeout, self._patience = done, timeout, patience
-        self._unhandled, self._slots = unhandled, asyncio.Semaphore(max_parallel)
+        for name, seconds in (("timeout", timeout), ("patience", patience)):
+            if not (_is_number(seconds) and seconds > 0):
+                raise ValueError(f"{name} must be a number of seconds over 0, got {seconds!r}")
+        if not isinstance(max_parallel, int) or isinstance(max_parallel, bool) or max_parallel < 1:
+            raise ValueError(f"max_parallel must be a whole number over 0, got {max_parallel!r}")
+        self._done = done
+        self._timeout = timeout
+        self._patience = patience
+        self._unhandled = unhandled
+        self._slots = asyncio.Semaphore(max_parallel)
         self._handlers: dict[str, _Registered] = {}
 
     def register(
@@ -157,7 +164,7 @@ class Fanout:
             return Report()
         known = await self._done.done(delivery.source, delivery.id)
         tasks = {
-            name: asyncio.create_task(self._one(name, entry.handler, delivery))
+            name: asyncio.create_task(self._run_handler(name, entry.handler, delivery))
             for name, entry in wanted.items()
             if name not in known
         }
@@ -178,9 +185,11 @@ class Fanout:
             raise FanoutIncomplete(report, missing)
         return report
 
-    async def _one(self, name: str, handler: Handler, delivery: _Arrived) -> BaseException | None:
+    async def _run_handler(
+        self, name: str, handler: Handler, delivery: _Arrived
+    ) -> BaseException | None:
         async with self._slots:
-            error = await self._attempt(handler, delivery)
+            error = await self._error_in_time(handler, delivery)
         if error is None:
             # The effect has happened: a cancellation must not keep it from being marked.
             mark = asyncio.ensure_future(self._done.mark(delivery.source, delivery.id, name))
@@ -196,8 +205,8 @@ class Fanout:
             logger.warning("handler %s failed for %s: %s", name, delivery.id, kind)
         return error
 
-    async def _attempt(self, handler: Handler, delivery: _Arrived) -> BaseException | None:
-        task = asyncio.create_task(_call(handler, delivery))
+    async def _error_in_time(self, handler: Handler, delivery: _Arrived) -> BaseException | None:
+        task = asyncio.create_task(_error_of(handler, delivery))
         try:
             await asyncio.wait({task}, timeout=self._timeout)
             if task.done():
@@ -209,7 +218,7 @@ class Fanout:
             task.cancel()
 
 
-async def _call(handler: Handler, delivery: _Arrived) -> BaseException | None:
+async def _error_of(handler: Handler, delivery: _Arrived) -> BaseException | None:
     try:
         own = copy.deepcopy(delivery)
         if _is_async(handler):
@@ -233,5 +242,10 @@ def _in_thread(handler: Handler, own: _Arrived) -> tuple[Any, BaseException | No
 
 
 def _is_async(handler: Handler) -> bool:
-    call = getattr(handler, "__call__", None)  # noqa: B004 -- an object with an async __call__
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
+    # An object is, if its class has an async __call__.
+    return any(map(inspect.iscoroutinefunction, (handler, type(handler).__call__)))
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

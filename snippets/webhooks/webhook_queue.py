@@ -7,6 +7,7 @@ moves a job is one script, so that it is in one place, whatever dies.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 from collections.abc import Callable
@@ -23,8 +24,11 @@ from webhook_scripts import ENQUEUE, REQUEUE, SETTLE, TAKE
 def connect(url: str, *, timeout: float = 5.0, max_connections: int = 50) -> Redis:
     """Return a client for a queue: without retries of its own, waiting `timeout` seconds at most.
 
-    Longer than the `poll` of a worker, which is how long Redis may keep it waiting.
+    Longer than the `poll` of a worker, which is how long Redis may keep it waiting. Raises
+    `ValueError` for a number that is not above 0.
     """
+    _check_seconds(timeout=timeout)
+    _check_counts(max_connections=max_connections)
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=max_connections,
@@ -147,21 +151,34 @@ class WebhookQueue:
             raise ValueError("the client must return bytes: no decode_responses")
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", name):
             raise ValueError("name must be 1 to 100 letters, digits and _.-")
-        if min(visibility, max_attempts, dedupe_ttl, max_jobs, max_body, max_dead, timeout) <= 0:
-            raise ValueError("times and limits must be above 0")
-        self.visibility, self.max_attempts = visibility, max_attempts
-        self._redis, self._group, self._timeout, self._uniform = redis, group, timeout, uniform
-        self._base, self._cap, self._dedupe_ttl = base, cap, dedupe_ttl
-        self._max_jobs, self._max_body, self._max_dead = max_jobs, max_body, max_dead
+        _check_seconds(visibility=visibility, dedupe_ttl=dedupe_ttl, timeout=timeout)
+        for what, seconds in (("base", base), ("cap", cap)):
+            if not (_is_number(seconds) and seconds >= 0):
+                raise ValueError(f"{what} must be a number of seconds, 0 or more, got {seconds!r}")
+        _check_counts(max_attempts=max_attempts, max_jobs=max_jobs)
+        _check_counts(max_body=max_body, max_dead=max_dead)
+        self.visibility = visibility
+        self.max_attempts = max_attempts
+        self._redis = redis
+        self._group = group
+        self._timeout = timeout
+        self._uniform = uniform
+        self._base = base
+        self._cap = cap
+        self._dedupe_ttl = dedupe_ttl
+        self._max_jobs = max_jobs
+        self._max_body = max_body
+        self._max_dead = max_dead
         self._cursor = b"0-0"
         # In braces, so that a cluster keeps all keys of a queue on one node.
         self._seen = f"{{{name}}}:seen:"
-        self._jobs, self._delayed, self._dead = (
-            f"{{{name}}}:{part}" for part in ("jobs", "delayed", "dead")
-        )
-        self._enqueue, self._take, self._settle, self._requeue = (
-            redis.register_script(text) for text in (ENQUEUE, TAKE, SETTLE, REQUEUE)
-        )
+        self._jobs = f"{{{name}}}:jobs"
+        self._delayed = f"{{{name}}}:delayed"
+        self._dead = f"{{{name}}}:dead"
+        self._enqueue = redis.register_script(ENQUEUE)
+        self._take = redis.register_script(TAKE)
+        self._settle = redis.register_script(SETTLE)
+        self._requeue = redis.register_script(REQUEUE)
 
     async def enqueue(self, delivery: _Arrived) -> bool:
         """Store a *verified* delivery. False: it is known. Answer 202 (or 200) only afterwards.
@@ -176,7 +193,7 @@ class WebhookQueue:
         keys = [f"{self._seen}{len(d.source)}:{d.source}:{d.id}", self._jobs, self._delayed]
         ttl = max(1, round(self._dedupe_ttl * 1000))
         args: list[Any] = [ttl, self._max_jobs, d.source, d.id, d.timestamp, d.type, d.body]
-        answer = await self._ask(self._enqueue(keys, args))
+        answer = await self._ask_redis(self._enqueue(keys, args))
         if answer < 0:
             raise QueueUnavailable(f"{self._max_jobs} jobs wait already")
         return bool(answer)
@@ -188,28 +205,28 @@ class WebhookQueue:
         pipe.zcard(self._delayed)
         pipe.xlen(self._dead)
         pipe.xpending(self._jobs, self._group)
-        jobs, delayed, dead, pending = await self._ask(pipe.execute(raise_on_error=False))
+        jobs, delayed, dead, pending = await self._ask_redis(pipe.execute(raise_on_error=False))
         running = 0 if isinstance(pending, ResponseError) else pending["pending"]  # no worker yet
         return Stats(jobs - running, running, delayed, dead)
 
     async def dead(self, count: int = 100) -> list[Dead]:
         """Return the latest of the dead jobs, newest first."""
-        found = await self._ask(self._redis.xrevrange(self._dead, count=count))
+        found = await self._ask_redis(self._redis.xrevrange(self._dead, count=count))
         return [
             Dead(
                 entry_id=entry.decode(),
-                delivery=_delivery(job),
+                delivery=_delivery_of(job),
                 attempts=int(job[b"attempts"]),
                 error=job[b"error"].decode(),
-                enqueued=_when(job[b"enqueued"]),
-                died=_when(entry.split(b"-")[0]),
+                enqueued=_time_of(job[b"enqueued"]),
+                died=_time_of(entry.split(b"-")[0]),
             )
             for entry, job in found
         ]
 
     async def requeue_dead(self, entry_id: str) -> bool:
         """Give a dead job all its attempts again, under the same id. False: there is none."""
-        return bool(await self._ask(self._requeue([self._jobs, self._dead], [entry_id])))
+        return bool(await self._ask_redis(self._requeue([self._jobs, self._dead], [entry_id])))
 
     async def take(self, want: int, *, block: float = 0, lost: bool = True) -> list[Job]:
         """Take up to `want` jobs; with none there, wait up to `block` seconds. For workers.
@@ -218,35 +235,37 @@ class WebhookQueue:
         """
         args: list[Any] = [self._group, want, round(self.visibility * 1000), self._cursor]
         args.append(int(lost))
-        self._cursor, found = await self._ask(self._take([self._jobs, self._delayed], args))
+        self._cursor, found = await self._ask_redis(self._take([self._jobs, self._delayed], args))
         if not found and block > 0:
             milliseconds = max(1, round(block * 1000))
             reading = self._redis.xreadgroup(
                 self._group, "workers", {self._jobs: ">"}, count=want, block=milliseconds
             )
-            reply: Any = await self._ask(reading, block)
+            reply: Any = await self._ask_redis(reading, block)
             pages = (
                 [x[0] for x in reply.values()]
                 if isinstance(reply, dict)
                 else [x[1] for x in reply or ()]
             )
             found = [(entry, job, 1) for page in pages for entry, job in page]
-        return [_job(*entry) for entry in found]
+        return [_job_of(*entry) for entry in found]
 
     async def done(self, job: Job) -> bool:
         """Forget a job that succeeded. False: another worker has it meanwhile."""
-        return await self._move(job, "done")
+        return await self._settle_job(job, "done")
 
     async def retry(self, job: Job, after: float = 0) -> bool:
         """Have a job tried again, after `after` seconds and some more; see `base` and `cap`."""
         ceiling = min(self._cap, self._base * 2 ** min(job.attempt - 1, 60))
-        return await self._move(job, "retry", round((after + self._uniform(0, ceiling)) * 1000))
+        return await self._settle_job(
+            job, "retry", round((after + self._uniform(0, ceiling)) * 1000)
+        )
 
     async def bury(self, job: Job, error: str) -> bool:
         """Move a job to the dead ones."""
-        return await self._move(job, "dead", error=error[:500])
+        return await self._settle_job(job, "dead", error=error[:500])
 
-    async def _move(self, job: Job, where: str, delay: int = 0, error: str = "") -> bool:
+    async def _settle_job(self, job: Job, where: str, delay: int = 0, error: str = "") -> bool:
         args: list[Any] = [
             self._group,
             job.entry_id,
@@ -257,9 +276,11 @@ class WebhookQueue:
             self._max_dead,
             job.times,
         ]
-        return bool(await self._ask(self._settle([self._jobs, self._delayed, self._dead], args)))
+        return bool(
+            await self._ask_redis(self._settle([self._jobs, self._delayed, self._dead], args))
+        )
 
-    async def _ask(self, answer: Any, patience: float = 0) -> Any:
+    async def _ask_redis(self, answer: Any, patience: float = 0) -> Any:
         try:
             async with asyncio.timeout(self._timeout + patience):
                 return await answer
@@ -267,17 +288,34 @@ class WebhookQueue:
             raise QueueUnavailable(f"Redis did not confirm ({type(error).__name__})") from error
 
 
-def _delivery(job: dict[bytes, bytes]) -> Delivery:
+def _delivery_of(job: dict[bytes, bytes]) -> Delivery:
     text = {name: job[name].decode() for name in (b"source", b"id", b"type")}
     return Delivery(
         text[b"source"], text[b"id"], int(job[b"timestamp"]), text[b"type"], job[b"body"]
     )
 
 
-def _job(entry: bytes, values: Any, times: int) -> Job:
+def _job_of(entry: bytes, values: Any, times: int) -> Job:
     job = values if isinstance(values, dict) else dict(zip(values[::2], values[1::2], strict=True))
-    return Job(entry.decode(), _delivery(job), int(job[b"attempts"]) + times, times)
+    return Job(entry.decode(), _delivery_of(job), int(job[b"attempts"]) + times, times)
 
 
-def _when(milliseconds: bytes) -> datetime:
+def _time_of(milliseconds: bytes) -> datetime:
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+
+
+def _check_seconds(**given: float) -> None:
+    for name, seconds in given.items():
+        if not (_is_number(seconds) and seconds > 0):
+            raise ValueError(f"{name} must be a number of seconds over 0, got {seconds!r}")
+
+
+def _check_counts(**given: int) -> None:
+    for name, count in given.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} must be a whole number over 0, got {count!r}")
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -55,14 +56,15 @@ class Refused(Exception):
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
-        self.status, self.reason = status, reason
+        self.status = status
+        self.reason = reason
 
 
 def limit_from_env(environ: Mapping[str, str] = os.environ) -> int:
     """Read WEBHOOK_MAX_BYTES, 262,144 if unset; ValueError unless it is a number above 0."""
     text = environ.get("WEBHOOK_MAX_BYTES") or str(LIMIT)
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ValueError("WEBHOOK_MAX_BYTES is not a number of bytes above 0")
+        raise ValueError(f"WEBHOOK_MAX_BYTES must be a whole number of bytes over 0, got {text!r}")
     return int(text)
 
 
@@ -118,6 +120,9 @@ class WebhookReceiver:
         timeout: How long the body may take to arrive, in seconds.
         store_timeout: How long `store` may take, in seconds.
         retry_after: What a 503 asks the provider to wait, in seconds.
+
+    Raises:
+        ValueError: A number is not above 0.
     """
 
     def __init__(
@@ -133,9 +138,21 @@ class WebhookReceiver:
         store_timeout: float = 5.0,
         retry_after: int = 30,
     ) -> None:
-        self._source, self._verify, self._store, self._refused = source, verify, store, refused
-        self._type_of, self._limit, self._timeout = type_of, limit, timeout
-        self._store_timeout, self._retry_after = store_timeout, str(retry_after)
+        for name, seconds in (("timeout", timeout), ("store_timeout", store_timeout)):
+            if not (_is_number(seconds) and seconds > 0):
+                raise ValueError(f"{name} must be a number of seconds over 0, got {seconds!r}")
+        for name, count in (("limit", limit), ("retry_after", retry_after)):
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise ValueError(f"{name} must be a whole number over 0, got {count!r}")
+        self._source = source
+        self._verify = verify
+        self._store = store
+        self._refused = refused
+        self._type_of = type_of
+        self._limit = limit
+        self._timeout = timeout
+        self._store_timeout = store_timeout
+        self._retry_after = str(retry_after)
 
     def route(self, path: str) -> Route:
         """Return the route to mount: `FastAPI(routes=[receiver.route("/webhooks")])`."""
@@ -145,7 +162,7 @@ class WebhookReceiver:
         """Answer 200 once the delivery is stored, and nothing but a status otherwise."""
         try:
             body = await read_limited(request, self._limit, self._timeout)
-            await self._keep(self._delivery(body, request.headers))
+            await self._store_delivery(self._verified_delivery(body, request.headers))
         except Refused as no:
             logger.warning("webhook from %s: %d, %s", self._source, no.status, no.reason)
             headers = {"retry-after": self._retry_after} if no.status == 503 else {}
@@ -154,7 +171,7 @@ class WebhookReceiver:
             return Response(status_code=no.status, headers=headers)
         return Response()
 
-    def _delivery(self, body: bytes, headers: Mapping[str, str]) -> Delivery:
+    def _verified_delivery(self, body: bytes, headers: Mapping[str, str]) -> Delivery:
         try:
             event = self._verify(body, headers)
         except self._refused as error:
@@ -163,7 +180,7 @@ class WebhookReceiver:
             raise Refused(503, f"could not be verified ({type(error).__name__})") from error
         try:
             payload = json.loads(
-                body.decode(), object_pairs_hook=_unambiguous, parse_constant=_no_number
+                body.decode(), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant
             )
         except (ValueError, RecursionError):
             raise Refused(400, "signed, but not JSON in UTF-8 with each key once") from None
@@ -173,7 +190,7 @@ class WebhookReceiver:
         kind = kind if isinstance(kind, str) else ""
         return Delivery(self._source, event.id, event.timestamp, kind, body)
 
-    async def _keep(self, delivery: Delivery) -> None:
+    async def _store_delivery(self, delivery: Delivery) -> None:
         try:
             async with asyncio.timeout(self._store_timeout):
                 new = await self._store(delivery)
@@ -185,12 +202,17 @@ class WebhookReceiver:
         logger.info("webhook %s from %s: %s", delivery.id, self._source, "new" if new else "known")
 
 
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):  # readers of the stored bytes would disagree which one counts
         raise ValueError
     return found
 
 
-def _no_number(text: str) -> float:
+def _refuse_constant(text: str) -> float:
     raise ValueError(text)  # NaN and Infinity are not JSON
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

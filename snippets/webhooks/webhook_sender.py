@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import math
 import os
 import random
 import re
@@ -113,7 +114,8 @@ class WebhookSender:
         rng: Draws the jitter.
 
     Raises:
-        ValueError: The client has no guard, obeys proxies of the environment, or has credentials.
+        ValueError: The client has no guard, obeys proxies of the environment, or has credentials;
+            or the timeout is not above 0.
     """
 
     def __init__(
@@ -138,10 +140,15 @@ class WebhookSender:
             )
         if http.auth or {"authorization", "cookie"} & set(http.headers):
             raise ValueError("the client would send its credentials to customers")
-        if timeout <= 0:
-            raise ValueError("timeout must be above 0")
-        self._http, self._log, self._sign, self._timeout = http, log, sign, timeout
-        self._disabled, self._clock, self._rng = disabled, clock, rng
+        if not (_is_number(timeout) and timeout > 0):
+            raise ValueError(f"timeout must be a number of seconds over 0, got {timeout!r}")
+        self._http = http
+        self._log = log
+        self._sign = sign
+        self._timeout = timeout
+        self._disabled = disabled
+        self._clock = clock
+        self._rng = rng
         self._headers = {
             "content-type": "application/json",
             "user-agent": user_agent,
@@ -161,7 +168,7 @@ class WebhookSender:
         """Read WEBHOOK_SENDER_TIMEOUT and WEBHOOK_USER_AGENT; ValueError for a bad timeout."""
         text = environ.get("WEBHOOK_SENDER_TIMEOUT") or "15"
         if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?", text):
-            raise ValueError("WEBHOOK_SENDER_TIMEOUT is not a number of seconds")
+            raise ValueError(f"WEBHOOK_SENDER_TIMEOUT must be a number of seconds, got {text!r}")
         agent = environ.get("WEBHOOK_USER_AGENT") or "Webhooks/1.0"
         return cls(http, log, sign, timeout=float(text), user_agent=agent, disabled=disabled)
 
@@ -178,9 +185,8 @@ class WebhookSender:
         )
         status, wait, kept = None, None, bytearray()
         try:
-            async with asyncio.timeout(
-                self._timeout
-            ):  # httpx2's own timeouts begin anew at each read
+            # httpx2's own timeouts begin anew at each read.
+            async with asyncio.timeout(self._timeout):
                 async with self._http.stream(
                     "POST",
                     endpoint.url,
@@ -217,7 +223,7 @@ class WebhookSender:
         """
         lease = self._timeout + 30  # long enough to record; afterwards the worker counts as dead
         claimed = await self._log.claim(limit, now=self._clock(), lease=lease)
-        ended = await asyncio.gather(*map(self._deliver, claimed), return_exceptions=True)
+        ended = await asyncio.gather(*map(self._deliver_due, claimed), return_exceptions=True)
         for error in ended:
             if error is not None:  # its lease ends, and it is attempted again
                 logger.error(
@@ -225,7 +231,7 @@ class WebhookSender:
                 )
         return len(claimed)
 
-    async def _deliver(self, due: Due) -> None:
+    async def _deliver_due(self, due: Due) -> None:
         try:
             attempt = await self.attempt(due.endpoint, due.message, due.n)
         except EndpointUrlRefused as refused:
@@ -239,3 +245,8 @@ class WebhookSender:
         )
         if await self._log.record(due, attempt, now=self._clock()) and self._disabled:
             await self._disabled(due.endpoint)
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import hmac
+import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +22,11 @@ _ID = re.compile(r"[!-\-/-~]{1,255}")
 # int() and float() would also read "+1", " 1 ", "1e0", "nan" and Arabic digits. Thirteen digits
 # would be milliseconds.
 _SECONDS = re.compile(r"[0-9]{1,12}")
-_NO_KEYS = "no usable secret: make them with load_secrets()"
+_NO_KEYS = "no usable secret: make them with secrets_from_env()"
 
 
 class SecretError(ValueError):
-    """A signing secret is missing or unusable. The message never holds the secret."""
+    """A signing secret is unusable. The message never holds the secret."""
 
 
 class BadSignature(Exception):
@@ -50,23 +52,25 @@ class Verified:
     timestamp: int
 
 
-def load_secrets(
-    text: str | None, *, raw: bool = False, name: str = "WEBHOOK_SECRETS"
+def secrets_from_env(
+    name: str = "WEBHOOK_SECRETS", *, raw: bool = False, environ: Mapping[str, str] = os.environ
 ) -> tuple[bytes, ...]:
-    """Turn a setting into keys. Call it once, at start-up.
+    """Read the keys from a setting. Call it once, at start-up.
 
     Args:
-        text: Secrets separated by white space, newest first, each `whsec_` followed by base64.
+        name: Of the setting: secrets separated by white space, the newest first, each `whsec_`
+            followed by base64.
         raw: True if the provider uses the secret's characters as the key (GitHub, BTCPay).
-        name: The setting's name, for the error message.
+        environ: Where the setting is.
 
     Raises:
-        SecretError: There is no secret, or one is not base64 or has fewer than 24 bytes.
+        RuntimeError: It is not set, or is empty.
+        SecretError: A secret is not base64 or has fewer than 24 bytes.
     """
     keys = []
-    for number, entry in enumerate((text or "").split(), 1):
+    for number, entry in enumerate(environ.get(name, "").split(), 1):
         try:
-            key = entry.encode() if raw else _decode(entry)
+            key = entry.encode() if raw else _decode_secret(entry)
         except ValueError:  # and "from None", because the cause holds the secret
             form = "UTF-8 text" if raw else "whsec_ followed by base64"
             raise SecretError(f"{name}: secret {number} is not {form}") from None
@@ -74,7 +78,7 @@ def load_secrets(
             raise SecretError(f"{name}: secret {number} has fewer than {MIN_KEY_BYTES} bytes")
         keys.append(key)
     if not keys:
-        raise SecretError(f"{name} is not set, or is empty")
+        raise RuntimeError(f"{name} is not set, or is empty")
     return tuple(keys)
 
 
@@ -91,7 +95,7 @@ def sign(body: bytes, secrets: Sequence[bytes], *, msg_id: str, timestamp: int) 
         SecretError: There is no secret, or one has fewer than 24 bytes.
         ValueError: `msg_id` or `timestamp` has another form.
     """
-    keys = _usable(secrets)
+    keys = _usable_keys(secrets)
     if not keys:
         raise SecretError(_NO_KEYS)
     stamp = str(timestamp)
@@ -121,18 +125,21 @@ def verify(
     Args:
         body: The bytes as they arrived, before any parsing.
         headers: The request's; their names are compared without case.
-        secrets: From `load_secrets`. Any one that matches is enough.
+        secrets: From `secrets_from_env`. Any one that matches is enough.
         tolerance: How many seconds the timestamp may be before or after `now`.
         now: Seconds since 1970, `time.time()`.
         header_prefix: `"svix-"` for senders whose headers are named svix-id and so on.
 
     Raises:
         BadSignature: Something is missing, malformed, too old, too new or forged.
+        ValueError: The tolerance is no number of seconds from 0.
     """
-    keys = _usable(secrets)
+    if not (_is_number(tolerance) and tolerance >= 0):
+        raise ValueError(f"tolerance must be a number of seconds, 0 or more, got {tolerance!r}")
+    keys = _usable_keys(secrets)
     if not keys:
         raise BadSignature(_NO_KEYS)
-    msg_id, stamp, signatures = _three(headers, header_prefix.lower())
+    msg_id, stamp, signatures = _three_headers(headers, header_prefix.lower())
     if not _ID.fullmatch(msg_id):
         raise BadSignature("the id is empty, too long, or has a dot or a space in it")
     if not _SECONDS.fullmatch(stamp):
@@ -163,13 +170,13 @@ def verify_hex(
     Args:
         body: The bytes as they arrived, before any parsing.
         header: The signature header's value, None if there is none.
-        secrets: From `load_secrets(..., raw=True)`. Any one that matches is enough.
+        secrets: From `secrets_from_env(..., raw=True)`. Any one that matches is enough.
         prefix: What stands before the hex digits, `""` if nothing does.
 
     Raises:
         BadSignature: The header is missing, malformed or forged.
     """
-    keys = _usable(secrets)
+    keys = _usable_keys(secrets)
     if not keys:
         raise BadSignature(_NO_KEYS)
     if not isinstance(header, str) or not header.isascii():
@@ -182,14 +189,14 @@ def verify_hex(
         raise BadSignature("no signature matches")
 
 
-def _usable(secrets: Sequence[bytes]) -> list[bytes]:
+def _usable_keys(secrets: Sequence[bytes]) -> list[bytes]:
     # One short key spoils them all: whoever guesses it can sign.
     keys = list(secrets or ())
     enough = all(isinstance(key, bytes) and len(key) >= MIN_KEY_BYTES for key in keys)
     return keys if enough else []
 
 
-def _decode(entry: str) -> bytes:
+def _decode_secret(entry: str) -> bytes:
     # Nothing is guessed: 64 hex digits are base64 too, and would quietly become another key.
     if not entry.startswith("whsec_"):
         raise ValueError
@@ -197,7 +204,7 @@ def _decode(entry: str) -> bytes:
     return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
 
 
-def _three(headers: Mapping[str, str], prefix: str) -> list[str]:
+def _three_headers(headers: Mapping[str, str], prefix: str) -> list[str]:
     found: dict[str, list[str]] = {prefix + part: [] for part in ("id", "timestamp", "signature")}
     for key, value in headers.items():
         if (name := key.lower()) in found:
@@ -211,3 +218,8 @@ def _three(headers: Mapping[str, str], prefix: str) -> list[str]:
 
 def _v1(key: bytes, content: bytes) -> bytes:
     return b"v1," + base64.b64encode(hmac.digest(key, content, "sha256"))
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

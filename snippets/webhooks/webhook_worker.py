@@ -18,8 +18,8 @@ class Retry(Exception):
     """Raised by a handler: try again, `after` seconds from now at the earliest."""
 
     def __init__(self, after: float = 0) -> None:
-        if not 0 <= after < math.inf:
-            raise ValueError("after must be 0 or more seconds")
+        if not (_is_number(after) and after >= 0):
+            raise ValueError(f"after must be a number of seconds, 0 or more, got {after!r}")
         super().__init__(f"after {after} s")
         self.after = after
 
@@ -65,17 +65,20 @@ class Worker:
         poll: float = 1.0,
         describe: Callable[[BaseException], str] = name_of,
     ) -> None:
-        if not 0 < timeout < queue.visibility:
-            raise ValueError("timeout must be above 0 and below the queue's visibility")
-        if min(concurrency, grace, poll) <= 0:
-            raise ValueError("concurrency, grace and poll must be above 0")
-        self._queue, self._handlers, self._describe = queue, dict(handlers), describe
-        self._concurrency, self._timeout, self._grace, self._poll = (
-            concurrency,
-            timeout,
-            grace,
-            poll,
-        )
+        for name, seconds in (("timeout", timeout), ("grace", grace), ("poll", poll)):
+            if not (_is_number(seconds) and seconds > 0):
+                raise ValueError(f"{name} must be a number of seconds over 0, got {seconds!r}")
+        if timeout >= queue.visibility:
+            raise ValueError(f"timeout must be below the queue's visibility, got {timeout!r}")
+        if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
+            raise ValueError(f"concurrency must be a whole number over 0, got {concurrency!r}")
+        self._queue = queue
+        self._handlers = dict(handlers)
+        self._describe = describe
+        self._concurrency = concurrency
+        self._timeout = timeout
+        self._grace = grace
+        self._poll = poll
         self._running: set[asyncio.Task[None]] = set()
         self._lost: asyncio.Task[None] | None = None  # the one among them that another worker lost
         self._recovering = False
@@ -90,7 +93,7 @@ class Worker:
         try:
             while not stop.is_set():
                 if free := self._concurrency - len(self._running):
-                    await self._start(free, stopping)
+                    await self._start_jobs(free, stopping)
                 else:
                     await asyncio.wait(
                         {stopping, *self._running}, return_when=asyncio.FIRST_COMPLETED
@@ -103,7 +106,7 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
 
-    async def _start(self, free: int, stopping: asyncio.Future[Any]) -> None:
+    async def _start_jobs(self, free: int, stopping: asyncio.Future[Any]) -> None:
         # If it kills us as well, it does so without other lost ones: each such loss is an attempt,
         # and a job that kills would take its neighbors with it to the dead.
         more = self._lost is None or self._lost.done()
@@ -120,43 +123,43 @@ class Worker:
         if more:
             self._recovering = any(job.lost for job in jobs)
         for job in jobs:
-            task = asyncio.create_task(self._work(job))
+            task = asyncio.create_task(self._run_job(job))
             if job.lost:
                 self._lost = task
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _work(self, job: Job) -> None:
+    async def _run_job(self, job: Job) -> None:
         try:
-            await self._attempt(job)
+            await self._attempt_job(job)
         except QueueUnavailable as error:  # it is not acknowledged: somebody gets it again
             logger.warning("job %s not settled: %s", job.delivery.id, error)
 
-    async def _attempt(self, job: Job) -> None:
+    async def _attempt_job(self, job: Job) -> None:
         queue, kind = self._queue, job.delivery.type
         handler = self._handlers.get(kind) or self._handlers.get("*")
         if handler is None:
-            await self._bury(job, "no handler for this type")
+            await self._bury_job(job, "no handler for this type")
         elif job.attempt > queue.max_attempts:  # those that it began were lost with their workers
-            await self._bury(job, "lost with its worker")
-        elif (error := await self._outcome(handler, job.delivery)) is None:
+            await self._bury_job(job, "lost with its worker")
+        elif (error := await self._run_handler(handler, job.delivery)) is None:
             await queue.done(job)
         elif isinstance(error, Drop):
-            await self._bury(job, error.reason)
+            await self._bury_job(job, error.reason)
         elif job.attempt == queue.max_attempts:
-            await self._bury(job, self._describe(error))
+            await self._bury_job(job, self._describe(error))
         else:
             logger.info(
                 "job %s: attempt %d failed (%s)", job.delivery.id, job.attempt, name_of(error)
             )
             await queue.retry(job, error.after if isinstance(error, Retry) else 0)
 
-    async def _bury(self, job: Job, error: str) -> None:
+    async def _bury_job(self, job: Job, error: str) -> None:
         logger.error("job %s is dead after attempt %d", job.delivery.id, job.attempt)
         await self._queue.bury(job, error)
 
-    async def _outcome(self, handler: Handler, delivery: Delivery) -> BaseException | None:
-        task = asyncio.create_task(_guarded(handler, delivery))
+    async def _run_handler(self, handler: Handler, delivery: Delivery) -> BaseException | None:
+        task = asyncio.create_task(_error_of(handler, delivery))
         try:
             await asyncio.wait({task}, timeout=self._timeout)
             if task.done():
@@ -170,7 +173,7 @@ class Worker:
             task.cancel()
 
 
-async def _guarded(handler: Handler, delivery: Delivery) -> BaseException | None:
+async def _error_of(handler: Handler, delivery: Delivery) -> BaseException | None:
     try:
         await handler(delivery)
     except asyncio.CancelledError:
@@ -178,3 +181,8 @@ async def _guarded(handler: Handler, delivery: Delivery) -> BaseException | None
     except BaseException as error:  # a SystemExit would end the loop of all others
         return error
     return None
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

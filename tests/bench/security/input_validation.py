@@ -7,7 +7,7 @@ import json
 import msgspec
 
 from bench.kit import Table, compare, ratio_table, version
-from input_models import StrictModel, parse_json
+from strict_models import StrictModel, parse_json
 
 
 class Order(StrictModel):

@@ -8,7 +8,7 @@ from dynaconf import Dynaconf
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
-from app_settings import AppSettings, load_settings
+from app_settings import AppSettings, settings_from_env
 from bench.kit import Table, compare, version
 from secret_source import RotatingSecret
 
@@ -47,11 +47,11 @@ def tables() -> list[Table]:
         return made.KEY
 
     start = compare(
-        {names[0]: lambda: load_settings(Ours), names[1]: _theirs, names[2]: dynaconf},
+        {names[0]: lambda: settings_from_env(Ours), names[1]: _theirs, names[2]: dynaconf},
         calls=20,
         rounds=15,
     )
-    ours, theirs = load_settings(Ours), _theirs()
+    ours, theirs = settings_from_env(Ours), _theirs()
     layered = Dynaconf(envvar_prefix="BENCH", settings_files=[], load_dotenv=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "key")

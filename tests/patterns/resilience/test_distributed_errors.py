@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.concurrency import run_in_threadpool
@@ -25,6 +27,7 @@ from distributed_errors import (
     KNOWN,
     SIZE,
     ErrorEnvelope,
+    RemoteError,
     from_wire,
     service_name,
     to_wire,
@@ -33,41 +36,8 @@ from distributed_errors import (
 from error_recovery import Failure
 from integration_errors import IntegrationError, ServiceUnavailable, to_problem
 from retry_backoff import RetryPolicy, retry
-from retry_scope import current_scope, message_headers, outgoing_headers, redelivery
+from retry_scope import RetryScope, current_scope, message_headers, outgoing_headers, redelivery, should_retry
 from servers.http import Uvicorn
-
-# isort: split
-# --8<-- [start:own]
-import time
-
-import pytest
-
-from distributed_errors import RemoteError
-from retry_scope import RetryScope, should_retry
-
-
-@pytest.mark.parametrize(("exhausted", "tries"), [(False, 3), (True, 1)])
-def test_your_call_is_repeated_only_if_nobody_below_has_repeated_it(exhausted: bool, tries: int) -> None:
-    calls = 0
-
-    def stock() -> None:  # yours, with its failing neighbor
-        nonlocal calls
-        calls += 1
-        raise RemoteError(ErrorEnvelope("unreachable", "db", 503, retryable=True, exhausted=exhausted))
-
-    scope = RetryScope("shop", deadline=time.monotonic() + 10, attempts=3)
-    with pytest.raises(RemoteError):  # noqa: PT012
-        while True:  # yours, too
-            try:
-                stock()
-                break
-            except RemoteError as error:
-                if not should_retry(error, scope):
-                    raise
-    assert calls == tries
-
-
-# --8<-- [end:own]
 
 SNIPPETS = str(Path(__file__).parents[3] / "snippets" / "resilience")
 HTML = b"<html><body><h1>503 Service Unavailable</h1>nginx at db-1.internal</body></html>"

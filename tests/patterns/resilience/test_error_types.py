@@ -17,6 +17,8 @@ from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
+import pytest
 import redis
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -25,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import integration_errors
-from error_mapping import from_response
+from error_mapping import from_exception, from_response
 from integration_errors import (
     AuthenticationError,
     BadResponse,
@@ -33,46 +35,13 @@ from integration_errors import (
     IntegrationError,
     NotFound,
     PermissionDenied,
+    RateLimited,
     ServiceUnavailable,
     UpstreamTimeout,
     ValidationFailed,
     to_problem,
 )
 from servers.http import Uvicorn
-
-# isort: split
-# --8<-- [start:own]
-import httpx2
-import pytest
-
-from error_mapping import from_exception
-from integration_errors import RateLimited
-
-
-def fetch_orders(client: httpx2.Client) -> object:  # yours
-    try:
-        return client.get("/orders").raise_for_status().json()
-    except Exception as exc:
-        raise from_exception(exc, service="shop") from exc
-
-
-def test_your_client_turns_a_429_into_an_error_that_says_when_and_shows_no_key() -> None:
-    def busy(request: httpx2.Request) -> httpx2.Response:
-        return httpx2.Response(429, headers={"Retry-After": "7"}, json={"error": "slow down"})
-
-    transport, address = httpx2.MockTransport(busy), "https://app:pa55@shop.internal"
-    with (
-        httpx2.Client(transport=transport, base_url=address, params={"api_key": "k3y"}) as client,
-        pytest.raises(RateLimited) as raised,
-    ):
-        fetch_orders(client)
-    error = raised.value
-    assert str(error) == "shop answered 429 Too Many Requests: slow down"
-    assert (error.retryable, error.retry_after) == (True, 7.0)
-    assert "for url 'https://***@shop.internal/orders?***'" in str(error.__cause__)
-
-
-# --8<-- [end:own]
 
 NOW = 1_445_412_480.0  # Wed, 21 Oct 2015 07:28:00 GMT
 HIDDEN = "s3cr3t-value"

@@ -9,39 +9,10 @@ import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
-from graceful_shutdown import Report
-from harness import fake_loop
-
-# isort: split
-# --8<-- [start:own]
 import pytest
 
-from graceful_shutdown import Lifecycle
-
-
-async def test_your_worker_finishes_its_message_and_takes_no_new_one() -> None:
-    lifecycle, done = Lifecycle(drain_delay=0, grace=1), list[str]()
-
-    async def messages() -> AsyncIterator[str]:
-        yield "first"
-        yield "second"
-
-    async def handle(message: str) -> None:  # yours
-        lifecycle.draining = True  # the signal comes while it works on the first
-        lifecycle._draining.set()
-        await asyncio.sleep(0)
-        done.append(message)
-
-    async def consume() -> None:
-        async for message in lifecycle.until_draining(messages()):
-            await handle(message)
-
-    lifecycle.track(consume(), "consumer")
-    report = await lifecycle.stop("test")
-    assert (done, report.cancelled) == (["first"], ())
-
-
-# --8<-- [end:own]
+from graceful_shutdown import Lifecycle, Report
+from harness import fake_loop
 
 
 def now() -> float:

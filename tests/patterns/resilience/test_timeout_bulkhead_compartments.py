@@ -12,36 +12,11 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from call_bulkhead import Stats
-from call_deadline import Deadline, DeadlineExceeded, current_deadline
-from harness.fake_loop import on_fake_time
-
-# isort: split
-# --8<-- [start:own]
 import pytest
 
-from call_bulkhead import Bulkhead, BulkheadFull
-
-
-async def test_your_service_refuses_the_call_that_does_not_fit_and_works_again_after_it() -> None:
-    search = Bulkhead("search", max_concurrent=2)
-    slow = asyncio.Event()
-
-    async def ask() -> str:  # yours, with its client replaced by something that hangs
-        await slow.wait()
-        return "found"
-
-    running = [asyncio.create_task(search.acall(ask)) for _ in range(2)]
-    await asyncio.sleep(0)
-    with pytest.raises(BulkheadFull):
-        await search.acall(ask)
-
-    slow.set()
-    assert await asyncio.gather(*running) == ["found", "found"]
-    assert await search.acall(ask) == "found"
-
-
-# --8<-- [end:own]
+from call_bulkhead import Bulkhead, BulkheadFull, Stats
+from call_deadline import Deadline, DeadlineExceeded, current_deadline
+from harness.fake_loop import on_fake_time
 
 
 def now() -> float:

@@ -1,5 +1,4 @@
 """Proves docs/patterns/security/field-encryption.md: what is encrypted opens in its place and nowhere else."""
-# ruff: noqa: E402, F811 -- the section a reader copies, at the end, brings its own imports
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import pickle
 import re
@@ -239,13 +239,13 @@ def keyring_file(tmp_path: Path, text: str | bytes) -> dict[str, str]:
 
 def test_the_keys_are_read_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     env = keyring_file(tmp_path, f"# newest last\nk1 {b64(OLD)}\n\n  k2   {b64(NEW)}  \n")
-    ring = Keyring.load(env)
+    ring = Keyring.from_env(env)
     token = CIPHER.encrypt(b"x", context=HERE)
     assert FieldCipher(ring).decrypt(token, context=HERE) == b"x"
     assert FieldCipher(ring).encrypt(b"x", context=HERE).startswith("v1.k2.")
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert Keyring.load().active == "k2"
+    assert Keyring.from_env().active == "k2"
 
 
 def test_a_file_that_is_wrong_stops_the_start_and_shows_no_key(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_a_file_that_is_wrong_stops_the_start_and_shows_no_key(tmp_path: Path) -
     ]
     for text, message in cases:
         with pytest.raises(KeyringError) as caught:
-            Keyring.load(keyring_file(tmp_path, text))
+            Keyring.from_env(keyring_file(tmp_path, text))
         assert str(caught.value) == message
         shown = "".join(traceback.format_exception(caught.value))
         assert b64(OLD)[:20] not in shown
@@ -271,10 +271,10 @@ def test_a_file_that_is_wrong_stops_the_start_and_shows_no_key(tmp_path: Path) -
     for name in env:
         for value in ({}, {name: ""}):
             without = {n: v for n, v in env.items() if n != name} | value
-            with pytest.raises(KeyringError, match=rf"^{name} is not set, or is empty$"):
-                Keyring.load(without)
+            with pytest.raises(RuntimeError, match=rf"^{name} is not set, or is empty$"):
+                Keyring.from_env(without)
     with pytest.raises(KeyringError, match=r"^FIELD_KEYS_FILE cannot be read as text$"):
-        Keyring.load(env | {"FIELD_KEYS_FILE": str(tmp_path / "nowhere")})
+        Keyring.from_env(env | {"FIELD_KEYS_FILE": str(tmp_path / "nowhere")})
 
 
 def test_neither_key_nor_plain_text_is_shown_by_any_object_or_error(caplog: pytest.LogCaptureFixture) -> None:
@@ -321,6 +321,10 @@ def test_a_warning_comes_once_when_a_key_has_been_used_too_often(caplog: pytest.
     assert caplog.messages == ["key k1: 3 encryptions here; rotate it"]
     assert MOST_ENCRYPTIONS == 4_294_967_296
     assert FieldCipher(Keyring("k1", {"k1": OLD}))._warn_after == MOST_ENCRYPTIONS
+    wrong: Any
+    for wrong in (0, -1, 1.5, math.nan, True, "1"):
+        with pytest.raises(ValueError, match=rf"^warn_after must be a whole number over 0, got {wrong!r}$"):
+            FieldCipher(Keyring("k1", {"k1": OLD}), warn_after=wrong)
 
 
 def test_naive_fernet_tokens_show_when_they_were_made() -> None:
@@ -368,9 +372,10 @@ def test_a_blind_index_is_a_truncated_hmac_under_its_own_key() -> None:
     assert blind_index("ann@example.com", key, 256).startswith(blind_index("ann@example.com", key))
     assert blind_index("ann@example.com", key) != blind_index("ann@example.com", INDEX)
     assert blind_index("ann@example.com", key) != blind_index("bob@example.com", key)
-    for bits in (0, 8, 12, 65, 264):
-        with pytest.raises(ValueError, match=r"^bits is a multiple of 8 from 16 to 256$"):
-            blind_index("x", key, bits)
+    wrong: Any
+    for wrong in (0, 8, 12, 65, 264, 64.0, math.nan, True):
+        with pytest.raises(ValueError, match=rf"^bits must be a multiple of 8 from 16 to 256, got {wrong!r}$"):
+            blind_index("x", key, wrong)
 
 
 def test_naive_deterministic_encryption_shows_equality_of_everything_it_holds() -> None:
@@ -381,27 +386,3 @@ def test_naive_deterministic_encryption_shows_equality_of_everything_it_holds() 
     rows = [(CIPHER.encrypt(b"x", context=f"t.c.{n}"), blind_index("x", INDEX)) for n in range(10)]
     assert len({token for token, _ in rows}) == 10  # the cipher text never repeats
     assert len({index for _, index in rows}) == 1  # and this is what the index gives away
-
-
-# The test a reader copies.
-
-
-# --8<-- [start:own]
-import os
-
-import pytest
-
-from field_encryption import DecryptError, FieldCipher, Keyring, row_context
-
-
-def test_my_values_open_in_their_own_row_only() -> None:
-    cipher = FieldCipher(Keyring("test", {"test": os.urandom(32)}))
-    ann, bob = (row_context("users", "token", row) for row in (1, 2))
-    stored = cipher.encrypt(b"ann's token", context=ann)
-    assert b"ann" not in stored.encode()
-    assert cipher.decrypt(stored, context=ann) == b"ann's token"
-    with pytest.raises(DecryptError):
-        cipher.decrypt(stored, context=bob)
-
-
-# --8<-- [end:own]

@@ -124,6 +124,12 @@ def test_a_row_that_no_key_opens_is_reported_and_left_and_the_others_go_on(engin
         assert connection.execute(select(notes.c.body).where(notes.c.id == 4)).scalar_one() == moved
 
 
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, float("nan"), True, "1"])
+def test_a_batch_that_is_no_number_of_rows_is_refused(engine: Engine, wrong: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^batch must be a whole number over 0, got {wrong!r}$"):
+        rotate(engine, batch=wrong)
+
+
 def test_a_batch_is_500_rows_unless_you_say_otherwise(engine: Engine) -> None:
     fill(engine, 1)
     limits: list[object] = []

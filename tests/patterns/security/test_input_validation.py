@@ -21,24 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel, EmailStr, Field, SecretStr, TypeAdapter, ValidationError
 
-from input_models import (
-    Email,
-    FieldError,
-    InputProblem,
-    Name,
-    PageSize,
-    Slug,
-    SortSpec,
-    StrictModel,
-    TextError,
-    changes,
-    clean_line,
-    field_errors,
-    like_pattern,
-    order_by,
-    parse_json,
-    safe_filename,
-)
+from file_names import safe_filename
+from input_problem import FieldError, InputProblem, TextError, field_errors
+from list_queries import PageSize, SortSpec, like_pattern, order_by
+from strict_models import StrictModel, changes, parse_json
+from text_rules import Email, Name, Slug, clean_line
 
 QUICK = settings(max_examples=80, deadline=None, database=None)
 

@@ -1,5 +1,4 @@
 """Proves docs/patterns/security/input-validation.md: what a FastAPI application under uvicorn answers and logs."""
-# ruff: noqa: E402, F811 -- the section a reader copies, at the end, brings its own imports
 
 from __future__ import annotations
 
@@ -16,9 +15,11 @@ from fastapi import Depends, FastAPI, Query
 from pydantic import BaseModel, SecretStr
 from starlette.testclient import TestClient
 
-from input_models import Name, PageSize, SortSpec, StrictModel, order_by
-from problem_handler import install, json_body, max_body_bytes
+from list_queries import PageSize, SortSpec, order_by
+from problem_handler import install, json_body, max_body_from_env
 from servers.http import Uvicorn
+from strict_models import StrictModel
+from text_rules import Name
 
 CANARY = "hunter" + "2-canary"
 STORED: list[dict[str, Any]] = []
@@ -192,14 +193,18 @@ def test_random_bytes_on_the_wire_are_4xx_and_never_500(server: httpx2.Client) -
 
 @pytest.mark.parametrize("text", ["0", "-1", "1e3", " 5", "¹", "9" * 13, "x"])
 def test_a_wrong_limit_stops_the_start_and_is_named(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^MAX_BODY_BYTES must be a positive number of bytes$"):
-        max_body_bytes({"MAX_BODY_BYTES": text})
-    assert [max_body_bytes({}), max_body_bytes({"MAX_BODY_BYTES": ""}), max_body_bytes({"MAX_BODY_BYTES": "1"})] == [
+    with pytest.raises(ValueError, match=rf"^MAX_BODY_BYTES must be a whole number of bytes over 0, got {text!r}$"):
+        max_body_from_env({"MAX_BODY_BYTES": text})
+    assert [
+        max_body_from_env({}),
+        max_body_from_env({"MAX_BODY_BYTES": ""}),
+        max_body_from_env({"MAX_BODY_BYTES": "1"}),
+    ] == [
         65_536,
         65_536,
         1,
     ]
-    assert max_body_bytes({"MAX_BODY_BYTES": "9" * 12}) == 10**12 - 1
+    assert max_body_from_env({"MAX_BODY_BYTES": "9" * 12}) == 10**12 - 1
 
 
 def test_the_defaults_are_65536_bytes_and_a_random_uuid() -> None:
@@ -221,34 +226,10 @@ def test_the_defaults_are_65536_bytes_and_a_random_uuid() -> None:
     assert len(first) == len("urn:uuid:") + 36
 
 
-app = build()
-
-
-# The test a reader copies, for their own routes.
-
-
-# --8<-- [start:own]
-import pytest
-from starlette.testclient import TestClient
-
-
-@pytest.mark.parametrize(
-    ("change", "pointer"),
-    [
-        ({"is_admin": True}, "/is_admin"),
-        ({"age": True}, "/age"),
-        ({"user": "\u200b"}, "/user"),
-        ({"age": None}, "/age"),
-    ],
-)
-def test_my_route_names_the_field_and_repeats_no_value(change: dict[str, object], pointer: str) -> None:
-    sent = {"user": "Ann", "password": "correct horse", "age": 7}
-    with TestClient(app) as client:
-        assert client.post("/logins", json=sent).status_code == 200
-        answer = client.post("/logins", json=sent | change)
-    assert answer.status_code == 422
-    assert [e["pointer"] for e in answer.json()["errors"]] == [pointer]
-    assert "correct horse" not in answer.text
-
-
-# --8<-- [end:own]
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, float("nan"), True, "9"])
+def test_a_longest_body_that_is_no_number_of_bytes_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^max_bytes must be a whole number over 0, got {wrong!r}$"):
+        install(FastAPI(), max_bytes=wrong)
+    with pytest.raises(ValueError, match=rf"^max_bytes must be a whole number over 0, got {wrong!r}$"):
+        json_body(Login, max_bytes=wrong)
+    json_body(Login, max_bytes=1)

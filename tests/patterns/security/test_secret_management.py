@@ -1,5 +1,4 @@
 """Proves docs/patterns/security/secret-management.md: settings that name every mistake and show no value."""
-# ruff: noqa: E402, F811 -- the section a reader copies, at the end, brings its own imports
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from pydantic import Field, Json, SecretBytes, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import app_settings
-from app_settings import AppSettings, SettingsError, load_settings
+from app_settings import AppSettings, SettingsError, settings_from_env
 from secret_redaction import RedactSecrets
 
 CANARY = "canary-" + "s3cr3t" * 3
@@ -47,7 +46,7 @@ def empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def problems(*args: Any, **given: Any) -> dict[str, str]:
     with pytest.raises(SettingsError) as caught:
-        load_settings(Settings, *args, **given)
+        settings_from_env(Settings, *args, **given)
     error = caught.value
     assert error.__cause__ is None
     assert error.__context__ is None
@@ -71,8 +70,8 @@ def test_all_missing_and_invalid_names_come_in_one_error(monkeypatch: pytest.Mon
     monkeypatch.setenv("HOSTS", f"[{OTHER}")
     assert problems() == {"API_KEY": "missing", "PORT": "int_parsing", "HOSTS": "json_invalid"}
     with pytest.raises(SettingsError) as caught:
-        load_settings(Settings)
-    assert str(caught.value) == "API_KEY: missing; HOSTS: json_invalid; PORT: int_parsing"
+        settings_from_env(Settings)
+    assert str(caught.value) == "API_KEY is not set, or is empty; HOSTS: json_invalid; PORT: int_parsing"
     assert caught.value.names == ("API_KEY", "HOSTS", "PORT")
 
 
@@ -82,7 +81,7 @@ def test_a_process_that_lacks_a_secret_ends_with_1_and_shows_no_value_anywhere(t
         import sys
         sys.path.insert(0, {str(Path(app_settings.__file__).parent)!r})
         from pydantic import SecretStr
-        from app_settings import AppSettings, load_settings
+        from app_settings import AppSettings, settings_from_env
 
         class Settings(AppSettings):
             db_password: SecretStr
@@ -90,13 +89,13 @@ def test_a_process_that_lacks_a_secret_ends_with_1_and_shows_no_value_anywhere(t
             port: int
             url: SecretStr
 
-        load_settings(Settings)
+        settings_from_env(Settings)
     """)
     env = os.environ | {"API_KEY": CANARY, "PORT": CANARY, "SECRETS_DIR": str(tmp_path)}
     env["PYTHONFAULTHANDLER"] = "1"
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
-    assert "SettingsError: PORT: int_parsing; URL: missing" in done.stderr
+    assert "SettingsError: PORT: int_parsing; URL is not set, or is empty" in done.stderr
     for canary in (CANARY, OTHER):
         assert canary not in done.stdout + done.stderr
 
@@ -140,7 +139,7 @@ def test_naive_constrained_secret_repeats_the_value_in_its_own_error() -> None:
         api_key: Annotated[SecretStr, Field(min_length=20)]
 
     with pytest.raises(SettingsError, match=r"^API_KEY: too_short$") as ours:
-        load_settings(Ours, api_key="short-one")
+        settings_from_env(Ours, api_key="short-one")
     assert "short-one" not in everything(ours.value)
 
 
@@ -156,7 +155,7 @@ def test_an_argument_wins_over_the_environment_over_a_file_over_the_default(
     for name in ("db_password", "api_key", "port"):
         (folder / name).write_text("7" if name == "port" else "from-file")
     monkeypatch.setenv("API_KEY", "from-env")
-    made = load_settings(Settings, folder)
+    made = settings_from_env(Settings, folder)
     assert (made.db_password.get_secret_value(), made.api_key.get_secret_value(), made.port) == (
         "from-file",
         "from-env",
@@ -164,11 +163,11 @@ def test_an_argument_wins_over_the_environment_over_a_file_over_the_default(
     )
     monkeypatch.setenv("SECRETS_DIR", str(folder))
     monkeypatch.setenv("HOSTS", '["a", "b"]')
-    made = load_settings(Settings, api_key="given", port=9)
+    made = settings_from_env(Settings, api_key="given", port=9)
     assert (made.api_key.get_secret_value(), made.port, made.hosts) == ("given", 9, ["a", "b"])
     (folder / "port").unlink()
-    assert load_settings(Settings).port == 8000
-    assert load_settings(Settings).token is None
+    assert settings_from_env(Settings).port == 8000
+    assert settings_from_env(Settings).token is None
 
 
 def test_a_variable_may_name_a_file_and_both_together_are_a_mistake(
@@ -178,7 +177,7 @@ def test_a_variable_may_name_a_file_and_both_together_are_a_mistake(
     (tmp_path / "dir").mkdir()
     (tmp_path / "dir" / "api_key").write_text("from-dir")
     monkeypatch.setenv("API_KEY_FILE", str(tmp_path / "key"))
-    made = load_settings(Settings, tmp_path / "dir", db_password="x")
+    made = settings_from_env(Settings, tmp_path / "dir", db_password="x")
     assert made.api_key.get_secret_value() == "from-named-file"
     monkeypatch.setenv("API_KEY", CANARY)
     assert problems(db_password="x") == {"API_KEY": "set together with API_KEY_FILE"}
@@ -190,6 +189,11 @@ def test_a_variable_may_name_a_file_and_both_together_are_a_mistake(
         "DB_PASSWORD": "missing",
         "PORT": "file: not a plain file",
     }
+
+
+def test_the_variables_may_come_from_elsewhere() -> None:
+    made = settings_from_env(Settings, environ={"DB_PASSWORD": "one", "API_KEY": "two"})
+    assert (made.db_password.get_secret_value(), made.api_key.get_secret_value()) == ("one", "two")
 
 
 def test_an_empty_value_counts_as_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -225,7 +229,7 @@ def test_dotenv_is_read_in_development_and_nowhere_else(monkeypatch: pytest.Monk
     monkeypatch.setenv("APP_ENV", "development")
     monkeypatch.setenv("API_KEY", "from-env")
     (tmp_path / "db_password").write_text("from-dir")
-    made = load_settings(Settings, tmp_path)
+    made = settings_from_env(Settings, tmp_path)
     assert (made.db_password.get_secret_value(), made.api_key.get_secret_value(), made.port) == ("dot", "from-env", 5)
     assert made.token is None
 
@@ -249,7 +253,7 @@ def test_a_secret_with_a_default_is_refused_where_the_class_is_written() -> None
 
 
 def test_no_way_of_showing_settings_shows_a_secret(caplog: pytest.LogCaptureFixture) -> None:
-    made = load_settings(Settings, db_password=CANARY, api_key=OTHER)
+    made = settings_from_env(Settings, db_password=CANARY, api_key=OTHER)
     shown = [repr(made), str(made), f"{made}", made.model_dump_json(), str(made.model_dump()), repr(made.secrets())]
     logging.getLogger("x").warning("started with %s and %r", made, made)
     try:
@@ -270,13 +274,13 @@ def test_no_way_of_showing_settings_shows_a_secret(caplog: pytest.LogCaptureFixt
 
 
 def test_two_settings_share_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = load_settings(Settings, db_password="a", api_key="b")
+    one = settings_from_env(Settings, db_password="a", api_key="b")
     monkeypatch.setenv("PORT", "1")
-    two = load_settings(Settings, db_password="c", api_key="d")
+    two = settings_from_env(Settings, db_password="c", api_key="d")
     one.hosts.append("changed")
     assert (one.port, two.port, two.hosts, two.db_password.get_secret_value()) == (8000, 1, [], "c")
     with pytest.raises(SettingsError, match=r"^NONSENSE: extra_forbidden$"):
-        load_settings(Settings, db_password="a", api_key="b", nonsense=CANARY)
+        settings_from_env(Settings, db_password="a", api_key="b", nonsense=CANARY)
 
 
 def test_settings_as_a_whole_can_be_refused_too() -> None:
@@ -290,7 +294,7 @@ def test_settings_as_a_whole_can_be_refused_too() -> None:
             raise ValueError(self.key.get_secret_value())
 
     with pytest.raises(SettingsError, match=r"^SETTINGS: value_error$") as caught:
-        load_settings(Pair, key=CANARY)
+        settings_from_env(Pair, key=CANARY)
     assert CANARY not in everything(caught.value)
 
 
@@ -315,7 +319,7 @@ def test_naive_secrets_in_the_environment_are_handed_to_every_child(
     monkeypatch.delenv("API_KEY")
     (tmp_path / "api_key").write_text(CANARY)
     monkeypatch.setenv("SECRETS_DIR", str(tmp_path))
-    load_settings(Settings, db_password="x")
+    settings_from_env(Settings, db_password="x")
     assert CANARY not in subprocess.run(["env"], capture_output=True, text=True, timeout=10).stdout
 
 
@@ -329,7 +333,7 @@ def test_naive_database_url_in_a_plain_field_shows_its_password() -> None:
     class Ours(AppSettings):
         database_url: SecretStr
 
-    made = load_settings(Ours, database_url=url)
+    made = settings_from_env(Ours, database_url=url)
     assert CANARY not in repr(made)
     stream = io.StringIO()
     handler, redact = logging.StreamHandler(stream), RedactSecrets()
@@ -339,31 +343,3 @@ def test_naive_database_url_in_a_plain_field_shows_its_password() -> None:
     handler.handle(record)
     assert stream.getvalue() == "connection to [redacted] refused, password was [redacted]\n"
     assert json.dumps(made.model_dump_json())
-
-
-# The test a reader copies, for their own settings.
-
-
-# --8<-- [start:own]
-import pytest
-from pydantic import SecretStr
-
-from app_settings import AppSettings, SettingsError, load_settings
-
-
-class MySettings(AppSettings):  # import yours instead
-    api_key: SecretStr
-    port: int = 8000
-
-
-def test_my_settings_name_what_is_missing_and_show_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("API_KEY", raising=False)
-    monkeypatch.setenv("PORT", "not-a-port")
-    with pytest.raises(SettingsError) as caught:
-        load_settings(MySettings)
-    assert caught.value.names == ("API_KEY", "PORT")
-    assert "not-a-port" not in str(caught.value)
-    assert "canary" not in repr(load_settings(MySettings, api_key="canary", port=1))
-
-
-# --8<-- [end:own]

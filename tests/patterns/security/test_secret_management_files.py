@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from harness.clock import Clock
 from secret_redaction import MASK, RedactSecrets
 from secret_source import RotatingSecret, SecretFileError, read_secret_file
 
@@ -94,20 +95,11 @@ def test_a_file_that_everybody_may_write_is_refused_and_one_that_everybody_may_r
     assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def plain(secret: RotatingSecret) -> list[str]:
     return [value.get_secret_value() for value in secret.all()]
 
 
-def test_a_new_value_is_seen_after_reload_seconds_and_the_old_one_still_verifies(tmp_path: Path) -> None:
-    clock = Clock()
+def test_a_new_value_is_seen_after_reload_seconds_and_the_old_one_still_verifies(tmp_path: Path, clock: Clock) -> None:
     secret = RotatingSecret(write(tmp_path / "s", "one"), clock=clock)
     write(tmp_path / "s", "two")
     clock.now += 29.9
@@ -444,3 +436,12 @@ def test_naive_filter_on_a_logger_does_not_see_what_its_children_log() -> None:
     assert lines[1:] == [MASK]
     parent.removeHandler(handler)
     parent.removeFilter(redact)
+
+
+@pytest.mark.parametrize("wrong", [-1, float("nan"), float("inf"), True, "1"])
+def test_a_time_that_is_no_number_of_seconds_is_refused(tmp_path: Path, wrong: Any) -> None:
+    path = write(tmp_path / "s", "one")
+    with pytest.raises(ValueError, match=rf"^reload must be a number of seconds, 0 or more, got {wrong!r}$"):
+        RotatingSecret(path, reload=wrong)
+    with pytest.raises(ValueError, match=rf"^grace must be a number of seconds, 0 or more, got {wrong!r}$"):
+        RotatingSecret(path, grace=wrong)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from starlette.middleware.cors import CORSMiddleware
 from starlette.testclient import TestClient
 
-from cors_middleware import Cors, origins_from, wrap
+from cors_middleware import Cors, origins_from_env, wrap
 from patterns.security.security_headers_app import Headers, ask, build, values
 from security_headers import PolicyError
 from servers.http import Uvicorn
@@ -189,6 +189,8 @@ def test_a_star_is_for_public_answers_without_credentials() -> None:
         {"origins": [OURS], "headers": ["*\n"]},
         {"origins": [OURS], "expose": [""]},
         {"origins": [OURS], "max_age": -1},
+        {"origins": [OURS], "max_age": True},
+        {"origins": [OURS], "max_age": float("nan")},
     ],
 )
 def test_a_configuration_that_is_open_or_malformed_stops_the_start(wrong: dict[str, Any]) -> None:
@@ -197,10 +199,10 @@ def test_a_configuration_that_is_open_or_malformed_stops_the_start(wrong: dict[s
 
 
 def test_origins_are_read_from_the_environment_and_none_is_the_default() -> None:
-    assert origins_from({}) == origins_from({"ALLOWED_ORIGINS": " "}) == frozenset()
-    assert origins_from({"ALLOWED_ORIGINS": f"{OURS}  http://localhost:3000"}) == {OURS, "http://localhost:3000"}
+    assert origins_from_env() == origins_from_env({}) == origins_from_env({"ALLOWED_ORIGINS": " "}) == frozenset()
+    assert origins_from_env({"ALLOWED_ORIGINS": f"{OURS}  http://localhost:3000"}) == {OURS, "http://localhost:3000"}
     for good in (OURS, "http://localhost:3000", "http://[::1]:8000", "http://app.example:443", "https://a.example:80"):
-        Cors(FastAPI(), origins=origins_from({"ALLOWED_ORIGINS": good}), max_age=0)
+        Cors(FastAPI(), origins=origins_from_env({"ALLOWED_ORIGINS": good}), max_age=0)
     client = TestClient(wrap(FastAPI()))
     assert "access-control-allow-origin" not in client.get("/", headers={"Origin": OURS}).headers
 

@@ -409,15 +409,14 @@ def test_a_cancelled_external_handler_releases_its_claim(color: Color, pool: Any
     else:
 
         async def handler(key: str) -> None:
+            task = asyncio.current_task()  # the one that handed the event in
+            assert task
             task.cancel()
             await asyncio.Event().wait()
 
         async def external() -> None:
-            nonlocal task
-            task = asyncio.current_task()
             await AsyncInbox(pool).run_external("shop", "evt_1", handler)
 
-        task: Any = None
         with pytest.raises(asyncio.CancelledError):
             color.run(external())
     assert rows(url, "webhook_inbox") == []

@@ -1,5 +1,4 @@
 """Proves docs/patterns/webhooks/webhook-fanout.md: a failure is one handler's own, and no success is repeated."""
-# ruff: noqa: E402, F811 -- the section a reader copies, at the end, brings its own imports
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine
@@ -470,10 +470,15 @@ def test_a_name_that_is_taken_and_useless_settings_stop_the_start() -> None:
         fanout.register("slack", repr)
     with pytest.raises(TypeError, match="types must be a sequence of strings"):
         fanout.register("mail", print, types="order.paid")
-    for option in ("timeout", "max_parallel", "patience"):
-        for wrong in (0, -1):
-            with pytest.raises(ValueError, match="must be above 0"):
-                Fanout(MemoryDone(), **{option: wrong})  # type: ignore[arg-type]
+    for wrong in (0, -1, math.nan, math.inf, True, "1"):
+        given: dict[str, Any]
+        for option in ("timeout", "patience"):
+            given = {option: wrong}
+            with pytest.raises(ValueError, match=rf"^{option} must be a number of seconds over 0, got {wrong!r}$"):
+                Fanout(MemoryDone(), **given)
+        given = {"max_parallel": wrong}
+        with pytest.raises(ValueError, match=rf"^max_parallel must be a whole number over 0, got {wrong!r}$"):
+            Fanout(MemoryDone(), **given)
 
 
 async def test_no_log_line_message_or_repr_holds_the_payload_or_an_error_text(
@@ -643,45 +648,3 @@ def test_the_defaults_are_those_that_the_docstrings_promise() -> None:
     parameters = inspect.signature(Fanout.__init__).parameters
     assert [parameters[name].default for name in ("timeout", "max_parallel", "patience")] == [10, 20, 1]
     assert [inspect.signature(Fanout.register).parameters[n].default for n in ("types", "required")] == [("*",), True]
-
-
-# The test a reader copies, for their own handlers.
-
-
-# --8<-- [start:own]
-from dataclasses import dataclass
-
-import pytest
-
-from webhook_fanout import Fanout, FanoutIncomplete, MemoryDone
-
-
-@dataclass(frozen=True)
-class Paid:
-    source: str = "shop"
-    id: str = "evt_1"
-    type: str = "order.paid"
-
-
-async def test_my_handlers_are_called_until_each_has_succeeded() -> None:
-    calls: list[str] = []
-
-    async def ledger(event: Paid) -> None:
-        calls.append("ledger")
-        if calls.count("ledger") == 1:
-            raise ConnectionError
-
-    def slack(event: Paid) -> None:
-        calls.append("slack")
-
-    fanout = Fanout(MemoryDone())
-    fanout.register("ledger", ledger, types=["order.*"])
-    fanout.register("slack", slack, required=False)
-    with pytest.raises(FanoutIncomplete):
-        await fanout.dispatch(Paid())
-    report = await fanout.dispatch(Paid())
-    assert (report.ok, report.skipped) == (("ledger",), ("slack",))
-    assert calls.count("slack") == 1
-
-
-# --8<-- [end:own]

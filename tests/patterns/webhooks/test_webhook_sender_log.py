@@ -211,3 +211,13 @@ async def test_sender_and_log_together_deliver_retry_and_tell_the_owner_once(log
             await sender.run_due()
     assert told == ["dead"]
     assert len(calls) > 20
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), True, "1"])
+def test_a_number_of_the_log_that_is_none_stops_the_start(wrong: Any) -> None:
+    pool: Any = None
+    endpoint: Any = None
+    with pytest.raises(ValueError, match=rf"^each must be a whole number over 0, got {wrong!r}$"):
+        PostgresLog(pool, endpoint, each=wrong)
+    with pytest.raises(ValueError, match=rf"^patience must be a number of seconds over 0, got {wrong!r}$"):
+        PostgresLog(pool, endpoint, patience=wrong)

@@ -27,7 +27,7 @@ from webhook_signature import (
     BadSignature,
     SecretError,
     Verified,
-    load_secrets,
+    secrets_from_env,
     sign,
     verify,
     verify_hex,
@@ -58,6 +58,10 @@ NO_PREFIX = "the signature does not start with 'sha256='"
 
 def whsec(key: bytes) -> str:
     return "whsec_" + base64.b64encode(key).decode()
+
+
+def keys_of(text: str | None, *, raw: bool = False, name: str = "WEBHOOK_SECRETS") -> tuple[bytes, ...]:
+    return secrets_from_env(name, raw=raw, environ={} if text is None else {name: text})
 
 
 def by_the_book(content: bytes, key: bytes = KEY) -> str:
@@ -94,7 +98,7 @@ def hex_refusal(header: Any, body: bytes = BODY, keys: Any = (KEY,), **options: 
 
 
 def test_the_published_vector_of_standard_webhooks_is_made_and_verified() -> None:
-    keys = load_secrets(VECTOR_SECRET)
+    keys = keys_of(VECTOR_SECRET)
     headers = sign(VECTOR_BODY, keys, msg_id=VECTOR_ID, timestamp=VECTOR_TIME)
     assert headers == dict(zip(NAMES, (VECTOR_ID, "1614265330", VECTOR_SIGNATURE), strict=True))
     assert verify(VECTOR_BODY, headers, keys, now=VECTOR_TIME) == Verified(VECTOR_ID, VECTOR_TIME)
@@ -252,7 +256,9 @@ def test_a_timestamp_further_away_is_refused_and_so_is_a_broken_clock(apart: flo
 def test_the_tolerance_is_yours_to_choose() -> None:
     assert verify(BODY, headers_for(), [KEY], now=NOW + 10, tolerance=10)
     assert "more than 10 s" in refusal(headers_for(), now=NOW + 11, tolerance=10)
-    assert refusal(headers_for(), tolerance=float("nan"))
+    for wrong in (float("nan"), float("inf"), -1, True):
+        with pytest.raises(ValueError, match=rf"^tolerance must be a number of seconds, 0 or more, got {wrong!r}$"):
+            verify(BODY, headers_for(), [KEY], now=NOW, tolerance=wrong)
 
 
 STAMPS = ["nan", "inf", "-inf", "-1", f"-{NOW}", f"+{NOW}", f" {NOW}", f"{NOW} ", f"{NOW}\n", f"{NOW}.0"]
@@ -454,18 +460,18 @@ def test_a_shortened_or_lengthened_hex_signature_is_refused() -> None:
 
 
 def test_secrets_are_read_newest_first_separated_by_any_white_space() -> None:
-    assert load_secrets(f"{whsec(KEY)} {whsec(OLD_KEY)}") == (KEY, OLD_KEY)
-    assert load_secrets(f"\n{whsec(KEY)}\n\t{whsec(OLD_KEY)}\r\n") == (KEY, OLD_KEY)
-    assert load_secrets(whsec(b"k" * 32).rstrip("=")) == (b"k" * 32,)  # some providers drop the padding
-    assert load_secrets(f"{'a' * 24} {'ü' * 12}", raw=True) == (b"a" * 24, "ü".encode() * 12)
+    assert keys_of(f"{whsec(KEY)} {whsec(OLD_KEY)}") == (KEY, OLD_KEY)
+    assert keys_of(f"\n{whsec(KEY)}\n\t{whsec(OLD_KEY)}\r\n") == (KEY, OLD_KEY)
+    assert keys_of(whsec(b"k" * 32).rstrip("=")) == (b"k" * 32,)  # some providers drop the padding
+    assert keys_of(f"{'a' * 24} {'ü' * 12}", raw=True) == (b"a" * 24, "ü".encode() * 12)
 
 
 @pytest.mark.parametrize("text", [None, "", " ", "\n\t"])
 def test_a_missing_secret_stops_the_start_and_names_the_variable(text: str | None) -> None:
-    with pytest.raises(SecretError, match=r"^WEBHOOK_SECRETS is not set, or is empty$"):
-        load_secrets(text)
-    with pytest.raises(SecretError, match=r"^GITHUB_SECRET is not set, or is empty$"):
-        load_secrets(text, raw=True, name="GITHUB_SECRET")
+    with pytest.raises(RuntimeError, match=r"^WEBHOOK_SECRETS is not set, or is empty$"):
+        keys_of(text)
+    with pytest.raises(RuntimeError, match=r"^GITHUB_SECRET is not set, or is empty$"):
+        keys_of(text, raw=True, name="GITHUB_SECRET")
 
 
 @pytest.mark.parametrize(
@@ -486,7 +492,7 @@ def test_a_missing_secret_stops_the_start_and_names_the_variable(text: str | Non
 def test_a_secret_that_is_not_whsec_and_base64_stops_the_start_without_being_printed(bad: str) -> None:
     message = r"^WEBHOOK_SECRETS: secret 2 is not whsec_ followed by base64$"
     with pytest.raises(SecretError, match=message) as caught:
-        load_secrets(f"{whsec(KEY)} {bad}")
+        keys_of(f"{whsec(KEY)} {bad}")
     assert caught.value.__suppress_context__  # a traceback would show the cause, which holds the secret
     assert caught.value.__cause__ is None
     assert bad not in str(caught.value)
@@ -494,24 +500,24 @@ def test_a_secret_that_is_not_whsec_and_base64_stops_the_start_without_being_pri
 
 def test_a_raw_secret_that_is_no_text_stops_the_start_without_being_printed() -> None:
     with pytest.raises(SecretError, match=r"^WEBHOOK_SECRETS: secret 1 is not UTF-8 text$") as caught:
-        load_secrets("\udcff" * 24, raw=True)  # what os.environ makes of stray bytes
+        keys_of("\udcff" * 24, raw=True)  # what os.environ makes of stray bytes
     assert caught.value.__suppress_context__
 
 
 @pytest.mark.parametrize("size", [0, 1, 23])
 def test_a_key_of_fewer_than_24_bytes_stops_the_start(size: int) -> None:
     with pytest.raises(SecretError, match=r"^WEBHOOK_SECRETS: secret 1 has fewer than 24 bytes$"):
-        load_secrets(whsec(b"k" * size))
+        keys_of(whsec(b"k" * size))
     if size:
         with pytest.raises(SecretError, match=r"^X: secret 2 has fewer than 24 bytes$"):
-            load_secrets(f"{'r' * 24} {'r' * size}", raw=True, name="X")
-    assert load_secrets(whsec(b"k" * 24)) == (b"k" * 24,)
+            keys_of(f"{'r' * 24} {'r' * size}", raw=True, name="X")
+    assert keys_of(whsec(b"k" * 24)) == (b"k" * 24,)
     assert issubclass(SecretError, ValueError)
 
 
 @pytest.mark.parametrize("keys", [(), [], None, (b"",), (KEY, b""), (b"k" * 23,), ("k" * 32,), "k" * 32, KEY])
 def test_without_a_usable_secret_everything_is_refused_and_nothing_is_signed(keys: Any) -> None:
-    reason = "no usable secret: make them with load_secrets()"
+    reason = "no usable secret: make them with secrets_from_env()"
     for guess in (b"", b"k" * 23, KEY):  # what an attacker would sign with
         assert refusal(headers_for(key=guess), keys=keys) == reason
         assert hex_refusal(hex_of(BODY, guess), keys=keys, prefix="") == reason
@@ -613,6 +619,6 @@ def test_naive_empty_secret_is_a_key_that_everybody_knows(monkeypatch: pytest.Mo
     forged = headers_for(body=b"attack", key=b"")
     ours = by_the_book(f"{ID}.{NOW}.attack".encode(), naive_key)
     assert hmac.compare_digest(ours, forged["webhook-signature"])  # the naive receiver believes it
-    with pytest.raises(SecretError, match="WEBHOOK_SECRETS is not set"):
-        load_secrets(os.environ.get("WEBHOOK_SECRETS"))
+    with pytest.raises(RuntimeError, match="WEBHOOK_SECRETS is not set"):
+        secrets_from_env()
     assert "no usable secret" in refusal(forged, b"attack", keys=[naive_key])
