@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar, cast
 
@@ -63,9 +64,14 @@ class Batcher(Generic[K, V]):
         max_wait: float = 0.005,
         max_concurrent: int = 4,
     ) -> None:
-        if max_size < 1 or max_concurrent < 1 or not 0 <= max_wait < float("inf"):
-            raise ValueError("max_size and max_concurrent must be at least 1, max_wait 0 or more")
-        self._fn, self._max_size, self._max_wait = fn, max_size, max_wait
+        for name, count in (("max_size", max_size), ("max_concurrent", max_concurrent)):
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+        if not _is_number(max_wait) or max_wait < 0:
+            raise ValueError(f"max_wait must be a number of seconds from 0, got {max_wait!r}")
+        self._fetch_many = fn
+        self._max_size = max_size
+        self._max_wait = max_wait
         self._slots = asyncio.Semaphore(max_concurrent)
         self._waiting: dict[K, list[asyncio.Future[V]]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -79,23 +85,23 @@ class Batcher(Generic[K, V]):
         Raises what the bulk function gave for the key, `KeyMissing` when it gave nothing,
         `BatchFailed` when it raised, `BatchShapeError`, and `BatcherClosed` after `aclose()`.
         """
-        return await self._ask(key)
+        return await self._queue_key(key)
 
     async def load_many(self, keys: Iterable[K]) -> list[V | Exception]:
         """Return for each key its value, or the exception that `load` would raise."""
         keys = list(keys)
         set(keys)  # one that is not hashable: a TypeError before any is queued
-        answers = await asyncio.gather(*map(self._ask, keys), return_exceptions=True)
+        answers = await asyncio.gather(*map(self._queue_key, keys), return_exceptions=True)
         return cast("list[V | Exception]", answers)
 
     async def aclose(self) -> None:
         """Fetch what was asked for, wait for all calls, and refuse every further look-up."""
         self._closed = True
-        self._flush()
+        self._close_window()
         while self._calls:
             await asyncio.wait(self._calls)
 
-    def _ask(self, key: K) -> asyncio.Future[V]:
+    def _queue_key(self, key: K) -> asyncio.Future[V]:
         if self._closed:
             raise BatcherClosed("the batcher is closed")
         loop = asyncio.get_running_loop()
@@ -106,12 +112,12 @@ class Batcher(Generic[K, V]):
         future: asyncio.Future[V] = loop.create_future()
         self._waiting.setdefault(key, []).append(future)
         if len(self._waiting) >= self._max_size:
-            self._flush()
+            self._close_window()
         elif self._timer is None:
-            self._timer = loop.call_later(self._max_wait, self._flush)
+            self._timer = loop.call_later(self._max_wait, self._close_window)
         return future
 
-    def _flush(self) -> None:
+    def _close_window(self) -> None:
         """Hand the window over to a call of its own."""
         if self._timer is not None:
             self._timer.cancel()
@@ -121,27 +127,26 @@ class Batcher(Generic[K, V]):
             # A clean context: the batch belongs to no single caller, nor do its context variables.
             # A task of its own: no caller who leaves can take it along.
             empty = contextvars.Context()
-            call = asyncio.get_running_loop().create_task(self._call(waiting), context=empty)
+            call = asyncio.get_running_loop().create_task(self._run_batch(waiting), context=empty)
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
 
-    async def _call(self, waiting: dict[K, list[asyncio.Future[V]]]) -> None:
+    async def _run_batch(self, waiting: dict[K, list[asyncio.Future[V]]]) -> None:
         async with self._slots:
-            waiting = {key: futures for key, futures in waiting.items() if _pending([futures])}
+            waiting = {key: futures for key, futures in waiting.items() if _unanswered([futures])}
             if not waiting:
                 return
             try:
-                answers = _by_key(list(waiting), await self._fn(list(waiting)))
+                answers = _pair_by_key(list(waiting), await self._fetch_many(list(waiting)))
             except BaseException as error:
-                for future in _pending(waiting.values()):
-                    future.set_exception(
-                        _failure(error)
-                    )  # an object for each, or tracebacks tangle
+                # An error for each, or their tracebacks tangle.
+                for future in _unanswered(waiting.values()):
+                    future.set_exception(_failure(error))
                 if not isinstance(error, Exception):
                     raise
                 return
         for key, futures in waiting.items():
-            for future in _pending([futures]):
+            for future in _unanswered([futures]):
                 if key not in answers:
                     future.set_exception(KeyMissing(key))
                 elif isinstance(answer := answers[key], Exception):
@@ -150,12 +155,12 @@ class Batcher(Generic[K, V]):
                     future.set_result(answer)
 
 
-def _pending(groups: Iterable[list[asyncio.Future[V]]]) -> Iterable[asyncio.Future[V]]:
+def _unanswered(groups: Iterable[list[asyncio.Future[V]]]) -> Iterable[asyncio.Future[V]]:
     """Return those whose caller is still there."""
     return [future for futures in groups for future in futures if not future.done()]
 
 
-def _by_key(keys: list[K], answers: object) -> dict[K, V | Exception]:
+def _pair_by_key(keys: list[K], answers: object) -> dict[K, V | Exception]:
     if isinstance(answers, Mapping):
         return dict(answers)
     if not isinstance(answers, Sequence):
@@ -172,3 +177,8 @@ def _failure(error: BaseException) -> BatchError:
     failure = BatchFailed(f"the bulk call raised {type(error).__name__}")
     failure.__cause__ = error
     return failure
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

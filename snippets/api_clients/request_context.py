@@ -20,8 +20,20 @@ R = TypeVar("R")
 Message = MutableMapping[str, Any]
 App = Callable[[Any, Any, Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
+
+def correlation_header_from_env(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the header that CORRELATION_HEADER names, or X-Request-ID; read once, at import.
+
+    Raises `ValueError` if it is not the name of a header (RFC 9110, section 5.1).
+    """
+    name = environ.get("CORRELATION_HEADER") or "X-Request-ID"
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+        raise ValueError(f"CORRELATION_HEADER must be the name of a header, got {name!r}")
+    return name
+
+
 HEADERS = {  # of an HTTP call or a message, by field of the context
-    "correlation_id": os.environ.get("CORRELATION_HEADER", "X-Request-ID"),
+    "correlation_id": correlation_header_from_env(),
     "session_id": "X-Session-ID",
     "tenant": "X-Tenant-ID",
 }
@@ -66,7 +78,8 @@ def bind(context: RequestContext | None = None, **changes: str | None) -> Iterat
     Without either it is a new one, with an id of its own: for a job, or a message without headers.
     Raises `ValueError` for a bad value.
     """
-    bound = dataclasses.replace(context or current() or RequestContext(), **changes)  # type: ignore[arg-type]
+    wanted: dict[str, Any] = {**changes}
+    bound = dataclasses.replace(context or current() or RequestContext(), **wanted)
     token = _current.set(bound)
     try:
         yield bound
@@ -152,9 +165,9 @@ class RequestContextMiddleware:
                 raise
 
 
-def allowed_hosts(variable: str = "CONTEXT_ALLOWED_HOSTS") -> list[str]:
-    """Return the hosts that an environment variable lists, separated by commas; none if unset."""
-    return [host.strip() for host in os.environ.get(variable, "").split(",") if host.strip()]
+def allowed_hosts_from_env(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the hosts that CONTEXT_ALLOWED_HOSTS lists, separated by commas; none if unset."""
+    return [h.strip() for h in environ.get("CONTEXT_ALLOWED_HOSTS", "").split(",") if h.strip()]
 
 
 def outgoing_hook(hosts: Iterable[str]) -> Callable[[httpx2.Request], None]:

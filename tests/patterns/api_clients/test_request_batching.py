@@ -16,39 +16,15 @@ from typing import Any
 import aiodataloader
 import httpx2
 import psycopg
+import pytest
 import strawberry.dataloader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batcher import BatcherClosed, BatchError, BatchFailed, BatchShapeError, KeyMissing
-from bench.api_clients.request_batching import timeline
 from harness import fake_loop
+from patterns.api_clients.request_batching_kit import timeline
+from request_batcher import Batcher, BatcherClosed, BatchError, BatchFailed, BatchShapeError, KeyMissing
 from servers.http import Uvicorn
-
-# isort: split
-# --8<-- [start:own]
-import pytest
-
-from batcher import Batcher
-
-
-async def test_your_look_ups_go_out_together_and_come_back_to_their_callers() -> None:
-    calls: list[list[int]] = []
-
-    async def fetch_users(ids: list[int]) -> dict[int, str]:  # yours, with its client replaced
-        calls.append(ids)
-        return {id_: f"user {id_}" for id_ in ids if id_ != 404}
-
-    users = Batcher(fetch_users, max_wait=0.001)
-    found = await asyncio.gather(*(users.load(id_) for id_ in (3, 1, 3, 2)))
-    assert found == ["user 3", "user 1", "user 3", "user 2"]
-    assert calls == [[3, 1, 2]]
-
-    with pytest.raises(KeyMissing):
-        await users.load(404)
-
-
-# --8<-- [end:own]
 
 
 class Bulk:
@@ -127,7 +103,7 @@ async def test_without_a_wait_the_tasks_that_are_ready_go_together() -> None:
 
 
 @fake_loop.on_fake_time
-async def test_a_key_that_is_asked_for_twice_is_sent_once_and_fetched_again_in_the_next_window() -> None:
+async def test_a_key_asked_for_twice_is_sent_once_and_fetched_again_in_the_next_window() -> None:
     answers = iter(["first", "second"])
     bulk = Bulk(lambda keys: dict.fromkeys(keys, next(answers)))
     batcher = make(bulk)
@@ -163,12 +139,19 @@ def test_the_defaults_are_those_of_the_page() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"max_size": 0}, {"max_concurrent": 0}, {"max_wait": -0.1}, {"max_wait": math.inf}, {"max_wait": math.nan}],
+    ("name", "value", "what"),
+    [
+        *(
+            (name, value, "a whole number of at least 1")
+            for name in ("max_size", "max_concurrent")
+            for value in (0, -1, 1.0, True, math.nan)
+        ),
+        *(("max_wait", value, "a number of seconds from 0") for value in (-0.1, math.inf, math.nan, True, "1")),
+    ],
 )
-def test_a_setting_out_of_its_range_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="max_size and max_concurrent must be at least 1, max_wait 0 or more"):
-        make(Bulk(), **wrong)
+def test_a_setting_out_of_its_range_is_refused(name: str, value: Any, what: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be {what}, got {value!r}$"):
+        make(Bulk(), **{name: value})
 
 
 # --- who gets which answer
@@ -181,7 +164,7 @@ async def test_a_sequence_answers_in_the_order_of_the_keys() -> None:
 
 
 @fake_loop.on_fake_time
-async def test_a_sequence_of_another_length_is_an_error_for_everybody_in_the_batch_and_for_nobody_else() -> None:
+async def test_a_sequence_of_another_length_is_an_error_for_its_batch_and_for_nobody_else() -> None:
     answers = iter([[1, 2], [1, 2, 3, 4], [1, 2, 3]])
     batcher = make(Bulk(lambda keys: next(answers)))
     for got in (2, 4):
@@ -338,7 +321,7 @@ async def test_closing_sends_what_is_queued_waits_for_it_and_refuses_the_rest() 
     assert all(issubclass(each, BatchError) for each in (BatcherClosed, BatchFailed, BatchShapeError, KeyMissing))
 
 
-def test_another_event_loop_is_refused_and_keys_that_its_loop_left_behind_make_no_noise() -> None:
+def test_another_event_loop_is_refused_and_keys_its_loop_left_behind_make_no_noise() -> None:
     complaints = list[Any]()
     batcher = make(Bulk())
 
@@ -424,7 +407,7 @@ class NaiveBatcher:
 
 
 @fake_loop.on_fake_time
-async def test_a_flush_inside_the_caller_who_filled_the_batch_is_cancelled_with_that_caller() -> None:
+async def test_a_flush_inside_the_caller_who_filled_the_batch_is_cancelled_with_the_caller() -> None:
     async def hanging(load: Callable[[int], Awaitable[Any]]) -> int:
         tasks = [asyncio.ensure_future(load(key)) for key in (1, 2, 3)]
         await asyncio.sleep(0.001)
@@ -443,7 +426,7 @@ async def test_a_flush_inside_the_caller_who_filled_the_batch_is_cancelled_with_
 
 
 @fake_loop.on_fake_time
-async def test_one_cancelled_caller_gives_the_others_an_invalid_state_error_and_here_it_does_not() -> None:
+async def test_one_cancelled_caller_gives_others_an_invalid_state_error_and_here_does_not() -> None:
     async def outcome(load: Callable[[int], Awaitable[Any]]) -> list[Any]:
         tasks = [asyncio.ensure_future(load(key)) for key in (1, 2, 3)]
         await asyncio.sleep(0.001)
@@ -461,7 +444,7 @@ async def test_one_cancelled_caller_gives_the_others_an_invalid_state_error_and_
 
 
 @fake_loop.on_fake_time
-async def test_pairing_by_position_hands_a_record_to_the_wrong_user_and_pairing_by_key_does_not() -> None:
+async def test_pairing_by_position_gives_a_record_to_the_wrong_user_and_by_key_does_not() -> None:
     records = {1: "record of 1", 3: "record of 3"}
 
     async def without_the_unknown(keys: list[int]) -> list[str]:
@@ -497,7 +480,7 @@ async def test_the_bulk_call_runs_as_nobody_and_not_as_the_first_caller() -> Non
     assert set(await asyncio.gather(*(request(ours.load, number) for number in range(3)))) == {"nobody"}
 
 
-async def test_a_loader_that_keeps_failures_fails_a_key_for_ever_and_this_one_asks_again() -> None:
+async def test_a_loader_that_keeps_failures_fails_a_key_forever_and_this_one_asks_again() -> None:
     async def first_fails(keys: list[int]) -> list[Any]:
         calls.append(keys)
         return [ConnectionError("blip") if len(calls) == 1 else "fine"]

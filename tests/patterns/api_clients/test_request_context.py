@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
+import pytest
 from fastapi import Depends, FastAPI
 from starlette.testclient import TestClient
 
@@ -21,38 +22,18 @@ import request_context
 from request_context import (
     ContextFilter,
     RequestContext,
-    allowed_hosts,
+    allowed_hosts_from_env,
     async_outgoing_hook,
+    bind,
     carried,
+    correlation_header_from_env,
+    current,
     from_headers,
     outgoing_hook,
     run_in_thread,
     to_headers,
 )
 from servers.http import Uvicorn
-
-# isort: split
-# --8<-- [start:own]
-import pytest
-
-from request_context import bind, current
-
-
-def test_your_job_keeps_one_id_and_leaves_none_behind() -> None:
-    seen: list[str] = []
-
-    def send_invoice() -> None:  # yours
-        context = current()
-        seen.append(context.correlation_id if context else "none")
-
-    with bind(correlation_id="job-7"):
-        send_invoice()
-        send_invoice()
-    send_invoice()
-    assert seen == ["job-7", "job-7", "none"]
-
-
-# --8<-- [end:own]
 
 
 def id_of() -> str | None:
@@ -143,7 +124,7 @@ async def test_threads_see_the_id_by_to_thread_run_in_thread_and_carried() -> No
     barrier = threading.Barrier(2)
 
     def meet(tag: str, *, end: str = "") -> str:
-        barrier.wait(10)
+        barrier.wait(20)
         return f"{tag}{id_of()}{end}"
 
     with bind(correlation_id="a"), ThreadPoolExecutor(2) as pool:
@@ -191,7 +172,7 @@ async def test_a_session_id_is_taken_and_a_tenant_from_outside_is_not() -> None:
     assert seen == [RequestContext("a", "s-1", None)]
 
 
-async def test_an_error_before_the_answer_becomes_a_500_with_the_id_and_goes_on_to_the_server() -> None:
+async def test_an_error_before_the_answer_is_a_500_with_the_id_and_goes_on_to_the_server() -> None:
     async def fail(scope: Any, receive: Any, send: Any) -> None:
         raise ValueError("bug")
 
@@ -395,9 +376,10 @@ def test_log_lines_carry_the_context_through_the_handler_s_filter() -> None:
 
 def test_the_header_and_the_hosts_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CONTEXT_ALLOWED_HOSTS", raising=False)
-    assert allowed_hosts() == []
+    assert allowed_hosts_from_env() == []
     monkeypatch.setenv("CONTEXT_ALLOWED_HOSTS", " stock.internal,,prices.internal ")
-    assert allowed_hosts() == ["stock.internal", "prices.internal"]
+    assert allowed_hosts_from_env() == ["stock.internal", "prices.internal"]
+    assert allowed_hosts_from_env({"CONTEXT_ALLOWED_HOSTS": "a.internal"}) == ["a.internal"]
     monkeypatch.setenv("CORRELATION_HEADER", "X-Correlation-ID")
     spec = importlib.util.spec_from_file_location("request_context_anew", request_context.__file__)
     assert spec
@@ -409,6 +391,15 @@ def test_the_header_and_the_hosts_come_from_the_environment(monkeypatch: pytest.
     assert request_context.HEADERS["correlation_id"] == "X-Request-ID"
 
 
+def test_a_correlation_header_that_no_header_can_have_stops_the_start_and_is_named() -> None:
+    assert correlation_header_from_env({}) == correlation_header_from_env({"CORRELATION_HEADER": ""}) == "X-Request-ID"
+    assert correlation_header_from_env({"CORRELATION_HEADER": "traceparent"}) == "traceparent"
+    for wrong in ("X Request", "X-Request-ID:", "ü", "X\r\nY"):
+        with pytest.raises(ValueError, match="CORRELATION_HEADER must be the name of a header") as caught:
+            correlation_header_from_env({"CORRELATION_HEADER": wrong})
+        assert str(caught.value).endswith(f", got {wrong!r}")
+
+
 # --- gotchas
 
 
@@ -416,8 +407,8 @@ async def test_run_in_executor_and_submit_lose_the_id_and_carried_keeps_it() -> 
     loop = asyncio.get_running_loop()
     with bind(correlation_id="a"), ThreadPoolExecutor(1) as pool:
         assert await loop.run_in_executor(None, id_of) is None
-        assert pool.submit(id_of).result(10) is None
-        assert pool.submit(carried(id_of)).result(10) == "a"
+        assert pool.submit(id_of).result(20) is None
+        assert pool.submit(carried(id_of)).result(20) == "a"
         assert await loop.run_in_executor(pool, carried(id_of)) == "a"
 
 
@@ -447,7 +438,7 @@ def test_a_variable_set_in_a_sync_dependency_does_not_reach_the_endpoint() -> No
         assert client.get("/id", headers={"X-Request-ID": "a"}).json() == "a"
 
 
-async def test_a_thread_local_mixes_the_ids_of_two_coroutines_and_a_context_variable_does_not() -> None:
+async def test_a_thread_local_mixes_the_ids_of_coroutines_and_a_context_variable_does_not() -> None:
     local = threading.local()
 
     async def naive(name: str) -> str:
@@ -482,7 +473,7 @@ async def test_a_consumer_that_only_sets_gives_the_second_message_the_first_one_
     assert len(ours[1] or "") == 32
 
 
-def test_one_call_that_forgets_the_header_breaks_the_chain_and_a_hook_does_not_forget() -> None:
+def test_one_call_that_forgets_the_header_breaks_the_chain_and_a_hook_does_not() -> None:
     arrived: list[str | None] = []
 
     def handler(request: httpx2.Request) -> httpx2.Response:
@@ -502,7 +493,7 @@ def test_one_call_that_forgets_the_header_breaks_the_chain_and_a_hook_does_not_f
     assert arrived == ["a", None, "a"]
 
 
-async def test_an_async_generator_that_another_task_closes_raises_where_a_token_is_reset_and_here_it_does_not() -> None:
+async def test_a_generator_that_another_task_closes_raises_for_a_token_and_here_does_not() -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("id", default="none")
 
     async def naive() -> AsyncIterator[int]:
@@ -555,7 +546,7 @@ def chain() -> Iterator[tuple[Service, Service, list[Any]]]:
     async def work_of_a() -> str:
         queue.append({"headers": to_headers(), "in_thread": await run_in_thread(id_of)})
         hooks = {"request": [async_outgoing_hook(["127.0.0.1"])]}
-        async with httpx2.AsyncClient(event_hooks=hooks, trust_env=False) as client:
+        async with httpx2.AsyncClient(event_hooks=hooks, timeout=None, trust_env=False) as client:
             return (await client.get(b.server.url)).text
 
     async def work_of_b() -> str | None:
@@ -569,11 +560,11 @@ def chain() -> Iterator[tuple[Service, Service, list[Any]]]:
     b.server.stop()
 
 
-async def test_one_id_goes_from_a_client_through_a_service_a_thread_a_queue_and_a_second_service(
+async def test_one_id_goes_from_a_client_through_a_service_thread_queue_and_second_service(
     chain: tuple[Service, Service, list[Any]],
 ) -> None:
     a, b, queue = chain
-    async with httpx2.AsyncClient(base_url=a.server.url, trust_env=False) as client:
+    async with httpx2.AsyncClient(base_url=a.server.url, timeout=None, trust_env=False) as client:
         response = await client.get("/", headers={"X-Request-ID": "journey-1"})
     assert (response.text, response.headers["X-Request-ID"]) == ("journey-1", "journey-1")
     assert a.seen == b.seen == ["journey-1"]
@@ -591,7 +582,7 @@ async def test_a_thousand_requests_at_once_each_get_their_own_id_back() -> None:
     try:
         limits = httpx2.Limits(max_connections=50)
         async with httpx2.AsyncClient(
-            base_url=service.server.url, limits=limits, timeout=30, trust_env=False
+            base_url=service.server.url, limits=limits, timeout=None, trust_env=False
         ) as client:
 
             async def one(number: int) -> bool:
