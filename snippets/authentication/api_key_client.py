@@ -7,6 +7,7 @@ takes `Authorization` away when it follows a redirect to another host, and no ot
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from typing import Protocol
 
@@ -15,8 +16,8 @@ import httpx2
 _SENDABLE = re.compile(r"[!-~]+")  # visible ASCII: no blank, no line break, no control character
 
 
-class MissingApiKey(ValueError):
-    """There is no usable key. The message names the setting and never shows its value."""
+class UnusableApiKey(ValueError):
+    """The key cannot be sent. The message names the setting and never shows its value."""
 
 
 class SecretText(Protocol):
@@ -37,8 +38,9 @@ class ApiKeyTransport(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
         inner: The transport that does the sending; the async one for an async client.
 
     Raises:
-        MissingApiKey: The key is None or empty, or holds a blank, a control or non-ASCII character.
-        ValueError: `base_url` is missing, or is not such an address.
+        RuntimeError: The key or `base_url` is None or empty.
+        UnusableApiKey: The key holds a blank, a control or a non-ASCII character.
+        ValueError: `base_url` is not such an address.
     """
 
     def __init__(
@@ -52,11 +54,14 @@ class ApiKeyTransport(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
     ) -> None:
         text = key if key is None or isinstance(key, str) else key.get_secret_value()
         if not text:
-            raise MissingApiKey("SERVICE_API_KEY is not set, or is empty")
+            raise RuntimeError("SERVICE_API_KEY is not set, or is empty")
         if not _SENDABLE.fullmatch(text):
-            raise MissingApiKey("SERVICE_API_KEY holds a blank, a control or a non-ASCII character")
-        self._origin = _origin(base_url)
-        self._header, self._value = header, f"{scheme} {text}".lstrip()
+            raise UnusableApiKey(
+                "SERVICE_API_KEY holds a blank, a control or a non-ASCII character"
+            )
+        self._origin = _checked_origin(base_url)
+        self._header = header
+        self._value = f"{scheme} {text}".lstrip()
         self._inner = inner
 
     def __repr__(self) -> str:
@@ -86,7 +91,7 @@ class ApiKeyTransport(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
             await self._inner.aclose()
 
     def _with_key(self, request: httpx2.Request) -> httpx2.Request:
-        if _three(request.url) != self._origin:
+        if _origin_of(request.url) != self._origin:
             return request
         headers = request.headers.copy()
         headers[self._header] = self._value
@@ -112,9 +117,11 @@ def open_client(
 ) -> httpx2.Client:
     """Return a client for one service; it sends paths to `base_url`, with the key.
 
-    `timeout` is in seconds, for connecting and for each read. The other arguments, and what is
-    raised, are those of `ApiKeyTransport`. Proxies come from `transport`, not from the environment.
+    `timeout` is in seconds, for connecting and for each read; `ValueError` if it is no number over
+    0. The other arguments, and what else is raised, are those of `ApiKeyTransport`. Proxies come
+    from `transport`, not from the environment.
     """
+    _check_timeout(timeout)
     inner = transport or httpx2.HTTPTransport()
     guarded = ApiKeyTransport(key, base_url=base_url, header=header, scheme=scheme, inner=inner)
     return httpx2.Client(
@@ -136,6 +143,7 @@ def open_async_client(
     transport: httpx2.AsyncBaseTransport | None = None,
 ) -> httpx2.AsyncClient:
     """Return the client for asyncio; see `open_client`."""
+    _check_timeout(timeout)
     inner = transport or httpx2.AsyncHTTPTransport()
     guarded = ApiKeyTransport(key, base_url=base_url, header=header, scheme=scheme, inner=inner)
     return httpx2.AsyncClient(
@@ -146,26 +154,36 @@ def open_async_client(
     )
 
 
-def _origin(base_url: str | None) -> tuple[str, str, int]:
+def _check_timeout(timeout: float) -> None:
+    if not _is_number(timeout) or timeout <= 0:
+        raise ValueError(f"timeout must be a number of seconds over 0, got {timeout!r}")
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _checked_origin(base_url: str | None) -> tuple[str, str, int]:
     if not base_url:
-        raise ValueError("SERVICE_BASE_URL is not set, or is empty")
+        raise RuntimeError("SERVICE_BASE_URL is not set, or is empty")
     try:
         url = httpx2.URL(base_url)
     except httpx2.InvalidURL:  # and "from None", because the address may hold a password
         raise ValueError("SERVICE_BASE_URL is not an address") from None
-    secure = url.scheme == "https" or (url.scheme == "http" and _loopback(url.host))
+    secure = url.scheme == "https" or (url.scheme == "http" and _is_loopback(url.host))
     if not secure or not url.host or url.userinfo:
         raise ValueError(
             "SERVICE_BASE_URL must be https:// and a host (http:// on loopback), without a user"
         )
-    return _three(url)
+    return _origin_of(url)
 
 
-def _three(url: httpx2.URL) -> tuple[str, str, int]:
+def _origin_of(url: httpx2.URL) -> tuple[str, str, int]:
     return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
 
 
-def _loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

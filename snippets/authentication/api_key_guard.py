@@ -45,10 +45,10 @@ def require_api_key(
     async def api_key(request: Request) -> KeyRecord:
         shown = "-"
         try:
-            text = _presented(request.headers)
+            text = _presented_key(request.headers)
             parsed = parse(text)
             shown = str(parsed)
-            record = await _get(store, parsed.key_id)
+            record = await _get_record(store, parsed.key_id)
             if record is None:
                 raise InvalidApiKey("unknown id")
             now = clock()
@@ -56,7 +56,7 @@ def require_api_key(
         except InvalidApiKey as refused:
             _log.warning("API key %s refused: %s", shown, refused.reason)
             raise HTTPException(401, "Invalid API key", {"WWW-Authenticate": "Bearer"}) from None
-        await _touch(store, record, now)
+        await _touch_record(store, record, now)
         if not needed <= record.scopes:
             _log.warning("API key %s lacks a scope of: %s", shown, " ".join(sorted(needed)))
             challenge = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
@@ -66,7 +66,7 @@ def require_api_key(
     return api_key
 
 
-def _presented(headers: Headers) -> str:
+def _presented_key(headers: Headers) -> str:
     # Of two keys, we and the next reader of the headers might each take another one.
     sent = [value.partition(" ") for value in headers.getlist("authorization")]
     keys = [key if scheme.lower() == "bearer" else "" for scheme, _, key in sent]
@@ -78,7 +78,7 @@ def _presented(headers: Headers) -> str:
     return keys[0]
 
 
-async def _get(store: KeyStore, key_id: str) -> KeyRecord | None:
+async def _get_record(store: KeyStore, key_id: str) -> KeyRecord | None:
     try:
         return await store.get(key_id)
     except Exception:  # whatever it is, it says nothing about the key: no 401
@@ -86,7 +86,7 @@ async def _get(store: KeyStore, key_id: str) -> KeyRecord | None:
         raise HTTPException(503, "Try again later", {"Retry-After": "5"}) from None
 
 
-async def _touch(store: KeyStore, record: KeyRecord, now: float) -> None:
+async def _touch_record(store: KeyStore, record: KeyRecord, now: float) -> None:
     if record.last_used_at is not None and now - record.last_used_at < _TOUCH_EVERY:
         return
     try:

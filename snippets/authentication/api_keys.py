@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import re
 import secrets
 import string
@@ -109,15 +110,17 @@ def issue(
         clock: Seconds since 1970.
 
     Raises:
-        ValueError: `brand`, `env` or `scopes` has another form.
+        ValueError: `brand`, `env` or `scopes` has another form, or `expires_at` is no number.
     """
     if not _BRAND.fullmatch(brand) or not _ENV.fullmatch(env):
         raise ValueError("brand is 2 to 16 of a-z and 0-9, a letter first; env is 2 to 8 of a-z")
     if isinstance(scopes, str):  # which would be a set of letters
         raise ValueError("scopes is a set or a list of names, not one text")
-    key_id = _random(_ID_CHARACTERS)
-    body = f"{brand}_{env}_{key_id}_{_random(_SECRET_CHARACTERS)}"
-    text = body + _crc(body)
+    if expires_at is not None and not _is_number(expires_at):
+        raise ValueError(f"expires_at must be a number of seconds or None, got {expires_at!r}")
+    key_id = _random_text(_ID_CHARACTERS)
+    body = f"{brand}_{env}_{key_id}_{_random_text(_SECRET_CHARACTERS)}"
+    text = body + _crc_text(body)
     record = KeyRecord(key_id, owner, frozenset(scopes), _digest(text, pepper), clock(), expires_at)
     return IssuedKey(text, record)
 
@@ -132,7 +135,7 @@ def parse(text: str) -> ParsedKey:
     if found is None:
         raise InvalidApiKey("not the form of a key")
     # A checksum is no secret: whoever wants to can compute it.
-    if _crc(text[:-_CRC_CHARACTERS]) != found[5]:
+    if _crc_text(text[:-_CRC_CHARACTERS]) != found[5]:
         raise InvalidApiKey("wrong checksum")
     return ParsedKey(found[1], found[2], found[3], found[4])
 
@@ -153,11 +156,16 @@ def check(record: KeyRecord, text: str, now: float, *, pepper: bytes | None = No
         raise InvalidApiKey("expired")
 
 
-def _random(length: int) -> str:
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _random_text(length: int) -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
 
-def _crc(text: str) -> str:
+def _crc_text(text: str) -> str:
     number, digits = zlib.crc32(text.encode()), ""
     for _ in range(_CRC_CHARACTERS):
         number, rest = divmod(number, len(_ALPHABET))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import math
 import re
 import unicodedata
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx2
@@ -65,49 +67,51 @@ def basic_header(user: str, secret: str | SecretText) -> str:
     return "Basic " + base64.b64encode(f"{user}:{text}".encode()).decode()
 
 
-class _Jira:
-    """What both clients share: where requests go, and what answers mean."""
+@dataclass(frozen=True, slots=True)
+class _JiraSite:
+    """Where requests go, with which credentials, and what answers mean: for both clients."""
 
-    def __init__(
-        self,
+    root: str
+    scoped: bool
+    headers: dict[str, str] = field(repr=False)
+
+    @classmethod
+    def from_settings(
+        cls,
         base_url: str | None,
         email: str | None,
         api_token: str | SecretText | None,
         cloud_id: str | None,
         gateway: str,
-    ) -> None:
-        for name, value in {
-            "JIRA_BASE_URL": base_url,
-            "JIRA_EMAIL": email,
-            "JIRA_API_TOKEN": api_token,
-        }.items():
-            if not value:
-                raise CredentialError(f"{name} is not set, or is empty")
-        if cloud_id is not None and not _CLOUD_ID.fullmatch(cloud_id):
-            raise CredentialError("JIRA_CLOUD_ID is letters, digits and hyphens")
-        site = _address(base_url or "")
-        self._scoped = cloud_id is not None
-        self._root = f"{_address(gateway)}/ex/jira/{cloud_id}" if self._scoped else site
-        self._headers = {
-            "Authorization": basic_header(email or "", api_token or ""),
-            "Accept": "application/json",
-        }
+    ) -> _JiraSite:
+        if not base_url:
+            raise RuntimeError("JIRA_BASE_URL is not set, or is empty")
+        if not email:
+            raise RuntimeError("JIRA_EMAIL is not set, or is empty")
+        if not api_token:
+            raise RuntimeError("JIRA_API_TOKEN is not set, or is empty")
+        root = _checked_address("JIRA_BASE_URL", base_url)
+        if cloud_id is not None:
+            if not _CLOUD_ID.fullmatch(cloud_id):
+                text = "JIRA_CLOUD_ID must be letters, digits and hyphens"
+                raise CredentialError(f"{text}, got {cloud_id!r}")
+            root = f"{_checked_address('gateway', gateway)}/ex/jira/{cloud_id}"
+        authorization = basic_header(email, api_token)
+        headers = {"Authorization": authorization, "Accept": "application/json"}
+        return cls(root, cloud_id is not None, headers)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._root})"
-
-    def _url(self, path: str) -> str:
+    def url_of(self, path: str) -> str:
         # Only below our root: the credentials go wherever the request goes.
         if not _PATH.fullmatch(path) or ".." in path.split("/"):
             raise ValueError("path must begin with one slash, without host, query or ..")
-        return f"{self._root}/rest/api/3{path}"
+        return f"{self.root}/rest/api/3{path}"
 
-    def _read(self, answer: httpx2.Response) -> Any:
+    def read_answer(self, answer: httpx2.Response) -> Any:
         status = answer.status_code
         if status == 401:
             other = (
                 "one without scopes works at the site's own address only: leave out cloud_id"
-                if self._scoped
+                if self.scoped
                 else "one with scopes works at api.atlassian.com only: pass cloud_id"
             )
             message = "401: the token has expired, was revoked, or is of the wrong kind"
@@ -128,7 +132,7 @@ class _Jira:
             raise JiraError(f"{status}, and no JSON: a login page?", status) from None
 
 
-class JiraClient(_Jira):
+class JiraClient:
     """Calls the REST API of Jira Cloud, version 3, with an e-mail address and an API token.
 
     Args:
@@ -141,7 +145,9 @@ class JiraClient(_Jira):
         gateway: Where requests with a cloud_id go.
 
     Raises:
-        CredentialError: A setting is missing, malformed, or an address is not https (or loopback).
+        RuntimeError: A setting is None or empty.
+        CredentialError: A setting is malformed, or an address is not https (or loopback).
+        ValueError: `timeout` is no number over 0.
     """
 
     def __init__(
@@ -155,8 +161,12 @@ class JiraClient(_Jira):
         transport: httpx2.BaseTransport | None = None,
         gateway: str = GATEWAY,
     ) -> None:
-        super().__init__(base_url, email, api_token, cloud_id, gateway)
+        _check_timeout(timeout)
+        self._site = _JiraSite.from_settings(base_url, email, api_token, cloud_id, gateway)
         self._http = httpx2.Client(timeout=timeout, transport=transport)
+
+    def __repr__(self) -> str:
+        return f"JiraClient({self._site.root})"
 
     def __enter__(self) -> JiraClient:
         return self
@@ -180,14 +190,18 @@ class JiraClient(_Jira):
             ValueError: `path` would lead elsewhere.
             httpx2.HTTPError: There was no answer.
         """
-        return self._read(self._http.get(self._url(path), params=params, headers=self._headers))
+        url = self._site.url_of(path)
+        answer = self._http.get(url, params=params, headers=self._site.headers)
+        return self._site.read_answer(answer)
 
     def post(self, path: str, json: Any) -> Any:
         """Send JSON and return what comes back, None if that is empty; raises as `get`."""
-        return self._read(self._http.post(self._url(path), json=json, headers=self._headers))
+        url = self._site.url_of(path)
+        answer = self._http.post(url, json=json, headers=self._site.headers)
+        return self._site.read_answer(answer)
 
 
-class AsyncJiraClient(_Jira):
+class AsyncJiraClient:
     """The client for asyncio; see `JiraClient`."""
 
     def __init__(
@@ -201,8 +215,12 @@ class AsyncJiraClient(_Jira):
         transport: httpx2.AsyncBaseTransport | None = None,
         gateway: str = GATEWAY,
     ) -> None:
-        super().__init__(base_url, email, api_token, cloud_id, gateway)
+        _check_timeout(timeout)
+        self._site = _JiraSite.from_settings(base_url, email, api_token, cloud_id, gateway)
         self._http = httpx2.AsyncClient(timeout=timeout, transport=transport)
+
+    def __repr__(self) -> str:
+        return f"AsyncJiraClient({self._site.root})"
 
     async def __aenter__(self) -> AsyncJiraClient:
         return self
@@ -220,29 +238,41 @@ class AsyncJiraClient(_Jira):
 
     async def get(self, path: str, **params: Any) -> Any:
         """Return the JSON of a path below `/rest/api/3`; raises as `JiraClient.get`."""
-        return self._read(
-            await self._http.get(self._url(path), params=params, headers=self._headers)
-        )
+        url = self._site.url_of(path)
+        answer = await self._http.get(url, params=params, headers=self._site.headers)
+        return self._site.read_answer(answer)
 
     async def post(self, path: str, json: Any) -> Any:
         """Send JSON and return what comes back, None if that is empty; raises as `get`."""
-        return self._read(await self._http.post(self._url(path), json=json, headers=self._headers))
+        url = self._site.url_of(path)
+        answer = await self._http.post(url, json=json, headers=self._site.headers)
+        return self._site.read_answer(answer)
 
 
-def _address(text: str) -> str:
+def _check_timeout(timeout: float) -> None:
+    if not _is_number(timeout) or timeout <= 0:
+        raise ValueError(f"timeout must be a number of seconds over 0, got {timeout!r}")
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _checked_address(name: str, text: str) -> str:
     try:
         url = httpx2.URL(text)
     except httpx2.InvalidURL:  # and "from None", because the address may hold a password
-        raise CredentialError("the address is none") from None
-    secure = url.scheme == "https" or (url.scheme == "http" and _loopback(url.host))
+        raise CredentialError(f"{name} is not an address") from None
+    secure = url.scheme == "https" or (url.scheme == "http" and _is_loopback(url.host))
     if not secure or not url.host or url.userinfo or url.query or url.fragment:
         raise CredentialError(
-            "the address must be https:// and a host (http:// on loopback), without a user"
+            f"{name} must be https:// and a host (http:// on loopback), without a user"
         )
     return str(url).rstrip("/")
 
 
-def _loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

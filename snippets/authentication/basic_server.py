@@ -51,7 +51,7 @@ class BasicAuth:
         max_parallel: Verifications at a time, each with the hasher's memory.
 
     Raises:
-        ValueError: `realm` cannot be quoted.
+        ValueError: `realm` cannot be quoted, or `max_parallel` is no whole number over 0.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class BasicAuth:
     ) -> None:
         if not _REALM.fullmatch(realm):
             raise ValueError("realm is visible ASCII and spaces, without quotation marks")
+        if not isinstance(max_parallel, int) or isinstance(max_parallel, bool) or max_parallel < 1:
+            raise ValueError(f"max_parallel must be a whole number over 0, got {max_parallel!r}")
         self._challenge = {"WWW-Authenticate": f'Basic realm="{realm}", charset="UTF-8"'}
         self._lookup = lookup
         self._hasher = hasher or PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
@@ -81,25 +83,25 @@ class BasicAuth:
         if pair is None:
             raise HTTPException(401, "Not authenticated", self._challenge)
         user, password = pair
-        stored = await self._stored(user)
+        stored = await self._stored_hash(user)
         # Nobody's password is verified too, so that the time does not tell who exists.
         loop = asyncio.get_running_loop()
         right = await loop.run_in_executor(
-            self._pool, self._verify, stored or self._dummy, password
+            self._pool, self._verify_password, stored or self._dummy, password
         )
         if not (stored and right):
             _log.warning("Basic authentication failed")  # for an unknown user it may be a password
             raise HTTPException(401, "Not authenticated", self._challenge)
         return user
 
-    async def _stored(self, user: str) -> str | None:
+    async def _stored_hash(self, user: str) -> str | None:
         try:
             return await self._lookup(user)
         except Exception:  # whatever it is, it says nothing about the password
             _log.exception("the stored passwords cannot be read")
             raise HTTPException(503, "Try again later", {"Retry-After": "5"}) from None
 
-    def _verify(self, stored: str, password: str) -> bool:
+    def _verify_password(self, stored: str, password: str) -> bool:
         try:
             return self._hasher.verify(stored, password)
         except VerifyMismatchError:

@@ -96,7 +96,8 @@ class KeyRing:
         """Read the JSON key set in JWT_KEYS_FILE. JWT_ACTIVE_KID names the key that signs.
 
         Raises:
-            RuntimeError: A variable is not set, or the file is no usable key set.
+            RuntimeError: A variable is not set.
+            ValueError: The file cannot be read, or is no usable key set.
         """
         names = ("JWT_KEYS_FILE", "JWT_ACTIVE_KID")
         for name in names:
@@ -107,10 +108,10 @@ class KeyRing:
             found = json.loads(Path(file).read_text(encoding="utf-8"))["keys"]
             return cls(active, [SigningKey.from_jwk(key) for key in found])
         except OSError as error:
-            raise RuntimeError(f"JWT_KEYS_FILE cannot be read: {error.strerror}") from None
+            raise ValueError(f"JWT_KEYS_FILE cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError) as error:
             problem = error if type(error) is ValueError else "it is no JSON key set"
-            raise RuntimeError(f"JWT_KEYS_FILE or JWT_ACTIVE_KID: {problem}") from None
+            raise ValueError(f"JWT_KEYS_FILE or JWT_ACTIVE_KID: {problem}") from None
 
     def get(self, kid: object) -> SigningKey | None:
         """Return the key of that id. It is looked up in memory, never fetched."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import secrets
 import time
@@ -56,6 +57,9 @@ class Issuer:
         ttl: Seconds that a token lives. It cannot be taken back earlier.
         clock: Seconds since 1970.
         new_id: Makes a token's `jti`.
+
+    Raises:
+        ValueError: The ring cannot sign, something is empty, or `ttl` is no whole number over 0.
     """
 
     def __init__(
@@ -70,9 +74,14 @@ class Issuer:
     ) -> None:
         if ring.active is None:
             raise ValueError("the key ring has no active key, so it cannot sign")
-        if not issuer or not audience or ttl < 1:
-            raise ValueError("issuer and audience must not be empty, and ttl at least 1")
-        self._key, self._ttl, self._clock, self._new_id = ring.active, ttl, clock, new_id
+        if not issuer or not audience:
+            raise ValueError("issuer and audience must not be empty")
+        if not isinstance(ttl, int) or isinstance(ttl, bool) or ttl < 1:
+            raise ValueError(f"ttl must be a whole number of seconds over 0, got {ttl!r}")
+        self._key = ring.active
+        self._ttl = ttl
+        self._clock = clock
+        self._new_id = new_id
         self._fixed = {"iss": issuer, "aud": audience}
 
     def issue(
@@ -114,6 +123,9 @@ class Verifier:
         audience: What `aud` must be, or contain.
         leeway: Seconds by which our clock and the issuer's may differ.
         clock: Seconds since 1970.
+
+    Raises:
+        ValueError: Something is empty, or `leeway` is no number from 0.
     """
 
     def __init__(
@@ -127,8 +139,13 @@ class Verifier:
     ) -> None:
         if not issuer or not audience:
             raise ValueError("issuer and audience must not be empty")
-        self._ring, self._leeway, self._clock = ring, leeway, clock
-        self._issuer, self._audience = issuer, audience
+        if not _is_number(leeway) or leeway < 0:
+            raise ValueError(f"leeway must be a number of seconds from 0, got {leeway!r}")
+        self._ring = ring
+        self._leeway = leeway
+        self._clock = clock
+        self._issuer = issuer
+        self._audience = audience
 
     def verify(self, token: str) -> Claims:
         """Return what the token says, if all of it holds.
@@ -139,7 +156,7 @@ class Verifier:
         if not isinstance(token, str) or len(token) > MAX_CHARACTERS:
             raise InvalidToken("the token is no text, or too long")
         try:
-            header = _object(base64.urlsafe_b64decode(token.partition(".")[0] + "=="))
+            header = _json_object(base64.urlsafe_b64decode(token.partition(".")[0] + "=="))
             key = self._ring.get(header.get("kid"))
             if key is None:
                 raise InvalidToken("the token names no key, or one that is not believed")
@@ -147,12 +164,12 @@ class Verifier:
                 raise InvalidToken("the token is not an access token")
             # The key says which algorithm. What the token says must merely be the same.
             secret = key.private if key.algorithm == "HS256" else key.public
-            claims = _object(_JWS.decode(token, secret, [key.algorithm]))
+            claims = _json_object(_JWS.decode(token, secret, [key.algorithm]))
         except (jwt.PyJWTError, ValueError, RecursionError) as error:
             raise InvalidToken(f"the token was refused: {type(error).__name__}") from None
-        return self._checked(claims)
+        return self._checked_claims(claims)
 
-    def _checked(self, claims: dict[str, Any]) -> Claims:
+    def _checked_claims(self, claims: dict[str, Any]) -> Claims:
         if missing := [name for name in REQUIRED if name not in claims]:
             raise InvalidToken(f"the token has no {missing[0]}")
         if claims["iss"] != self._issuer:
@@ -178,14 +195,19 @@ class Verifier:
         return Claims(claims["sub"], scopes, claims["iat"], claims["exp"], claims["jti"], extra)
 
 
-def _object(text: bytes) -> dict[str, Any]:
-    found = json.loads(text, object_pairs_hook=_once)
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _json_object(text: bytes) -> dict[str, Any]:
+    found = json.loads(text, object_pairs_hook=_without_duplicates)
     if not isinstance(found, dict):
         raise ValueError("not an object")  # one kind of error for what is no token
     return found
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):  # of two, the next reader might take the other one
         raise ValueError("a name occurs twice")

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from id_token import Identity, LoginForged
-from oidc import ATTEMPT_SECONDS, LoginRejected, OidcClient, Pending, ProviderUnavailable
+from oidc_client import ATTEMPT_SECONDS, LoginRejected, OidcClient, Pending, ProviderUnavailable
 
 log = logging.getLogger("login")
 
@@ -49,12 +49,15 @@ def login_router(
         clock: Seconds since 1970.
 
     Raises:
-        RuntimeError: `cookie_key` is missing, or is no Fernet key. Its value is not shown.
+        RuntimeError: `cookie_key` is None or empty.
+        ValueError: It is no Fernet key. Its value is not shown.
     """
+    if not cookie_key:
+        raise RuntimeError("OAUTH_COOKIE_KEY is not set, or is empty")
     try:
-        fernet = Fernet(cookie_key or "")
+        fernet = Fernet(cookie_key)
     except ValueError:
-        raise RuntimeError("OAUTH_COOKIE_KEY is not set, or is not a Fernet key") from None
+        raise ValueError("OAUTH_COOKIE_KEY is not a Fernet key") from None
     router = APIRouter()
 
     @router.get("/login")
@@ -64,14 +67,14 @@ def login_router(
             pending = await oidc.begin(request.query_params.get("next"))
         except ProviderUnavailable as failure:
             log.error("sign-in is not available: %s", failure)  # no stack needed
-            return _private(PlainTextResponse(LATER, 503))
-        response = _private(RedirectResponse(pending.url, 303))
+            return _forbid_caching(PlainTextResponse(LATER, 503))
+        response = _forbid_caching(RedirectResponse(pending.url, 303))
         attempts = [name for name in request.cookies if name.startswith(PREFIX)]
         for name in attempts[: -MAX_ATTEMPTS + 1]:  # a browser sends the oldest first
-            _forget(response, name)
+            _forget_cookie(response, name)
         response.set_cookie(
-            _cookie(pending.state),
-            _seal(fernet, pending),
+            _cookie_name(pending.state),
+            _seal_attempt(fernet, pending),
             max_age=ATTEMPT_SECONDS,
             path="/",
             secure=True,
@@ -84,11 +87,11 @@ def login_router(
     async def callback(request: Request) -> Response:
         """Finish the attempt that the answer belongs to, and forget it in any case."""
         query = request.query_params
-        name = _cookie(query.get("state", ""))
+        name = _cookie_name(query.get("state", ""))
         try:
             if len(query.multi_items()) != len(query):
                 raise LoginForged("a parameter was sent twice")
-            pending = _unseal(fernet, request.cookies.get(name), clock())
+            pending = _unseal_attempt(fernet, request.cookies.get(name), clock())
             identity = await oidc.finish(query, pending)
             response: Response = RedirectResponse(pending.next_path if pending else "/", 303)
             await start_session(request, response, identity)
@@ -101,23 +104,23 @@ def login_router(
         except Exception:  # start_session: the attempt is over all the same
             log.exception("signed in, and no session could be started")
             response = PlainTextResponse(LATER, 500)
-        _forget(response, name)
-        return _private(response)
+        _forget_cookie(response, name)
+        return _forbid_caching(response)
 
     return router
 
 
-def _cookie(state: str) -> str:
+def _cookie_name(state: str) -> str:
     return PREFIX + hashlib.sha256(state.encode(errors="replace")).hexdigest()[:16]
 
 
-def _seal(fernet: Fernet, pending: Pending) -> str:
+def _seal_attempt(fernet: Fernet, pending: Pending) -> str:
     kept = dataclasses.asdict(pending) | {"url": ""}
     text = json.dumps(kept, ensure_ascii=False).encode()
     return fernet.encrypt_at_time(text, int(pending.created_at)).decode().rstrip("=")
 
 
-def _unseal(fernet: Fernet, cookie: str | None, now: float) -> Pending | None:
+def _unseal_attempt(fernet: Fernet, cookie: str | None, now: float) -> Pending | None:
     sealed = (cookie or "").encode()  # bytes: a text that is not ASCII is a ValueError in there
     try:
         text = fernet.decrypt_at_time(sealed + b"=" * (-len(sealed) % 4), ATTEMPT_SECONDS, int(now))
@@ -126,12 +129,12 @@ def _unseal(fernet: Fernet, cookie: str | None, now: float) -> Pending | None:
     return Pending(**json.loads(text))
 
 
-def _forget(response: Response, name: str) -> None:
+def _forget_cookie(response: Response, name: str) -> None:
     # Without the same attributes a browser keeps the cookie.
     response.delete_cookie(name, path="/", secure=True, httponly=True, samesite="lax")
 
 
-def _private(response: Response) -> Response:
+def _forbid_caching(response: Response) -> Response:
     response.headers["cache-control"] = "no-store"
     response.headers["referrer-policy"] = "no-referrer"  # the callback's address holds the code
     return response

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import math
 import os
 import re
 import secrets
@@ -90,7 +91,8 @@ class OidcClient:
         timeout: Seconds for one whole answer of the provider.
 
     Raises:
-        ValueError: Something is empty, or an address is neither https nor loopback.
+        ValueError: Something is empty, an address is neither https nor loopback, or `timeout` is no
+            number over 0.
     """
 
     def __init__(
@@ -107,19 +109,26 @@ class OidcClient:
     ) -> None:
         if not client_id.strip() or not client_secret.get_secret_value().strip():
             raise ValueError("client_id and client_secret must not be empty")
-        if not _trustworthy(issuer) or not _trustworthy(redirect_uri):
+        if not _is_trustworthy(issuer) or not _is_trustworthy(redirect_uri):
             raise ValueError("issuer and redirect_uri must begin with https://")
-        self.issuer, self._redirect_uri = issuer, redirect_uri
-        self._id, self._secret = client_id, client_secret
+        if not _is_number(timeout) or timeout <= 0:
+            raise ValueError(f"timeout must be a number of seconds over 0, got {timeout!r}")
+        self.issuer = issuer
+        self._redirect_uri = redirect_uri
+        self._id = client_id
+        self._secret = client_secret
         self._accepted = frozenset(accepted_issuers or (issuer,))
-        self._http, self._clock, self._timeout = http, clock, timeout
+        self._http = http
+        self._clock = clock
+        self._timeout = timeout
         self._metadata: dict[str, Any] = {}
         self._keys: dict[str, Any] = {}
-        self._metadata_at = self._keys_at = float("-inf")
+        self._metadata_at = -math.inf
+        self._keys_at = -math.inf
         self._fetching = asyncio.Lock()
 
     @classmethod
-    def google(
+    def google_from_env(
         cls, http: httpx2.AsyncClient, environ: Mapping[str, str] = os.environ
     ) -> OidcClient:
         """Read GOOGLE_CLIENT_ID, GOOGLE_CLIENT_SECRET and OAUTH_REDIRECT_URI.
@@ -143,13 +152,14 @@ class OidcClient:
         """
         if not 0 <= self._clock() - self._metadata_at < KEEP_SECONDS:
             address = self.issuer.rstrip("/") + "/.well-known/openid-configuration"
-            status, found = await self._ask("GET", address)
+            status, found = await self._ask_provider("GET", address)
             wanted = ("authorization_endpoint", "token_endpoint", "jwks_uri")
             if status != 200 or found.get("issuer") != self.issuer:
                 raise ProviderUnavailable(f"discovery answered {status}, or for another issuer")
-            if not all(_trustworthy(found.get(name)) for name in wanted):
+            if not all(_is_trustworthy(found.get(name)) for name in wanted):
                 raise ProviderUnavailable("discovery lacks an endpoint with https://")
-            self._metadata, self._metadata_at = found, self._clock()
+            self._metadata = found
+            self._metadata_at = self._clock()
         return self._metadata
 
     async def begin(self, next_path: str | None = None) -> Pending:
@@ -202,8 +212,8 @@ class OidcClient:
             raise LoginRejected(params["error"])
         if not params.get("code"):
             raise LoginForged("the answer has neither code nor error")
-        token = await self._redeem(metadata, params["code"], pending.verifier)
-        key = await self._key(metadata, key_id(token))
+        token = await self._redeem_code(metadata, params["code"], pending.verifier)
+        key = await self._find_key(metadata, key_id(token))
         claims = verify(
             token,
             key,
@@ -214,7 +224,7 @@ class OidcClient:
         )
         return identity(claims, self.issuer)
 
-    async def _redeem(self, metadata: Mapping[str, Any], code: str, verifier: str) -> str:
+    async def _redeem_code(self, metadata: Mapping[str, Any], code: str, verifier: str) -> str:
         form = {
             "grant_type": "authorization_code",
             "code": code,
@@ -229,7 +239,7 @@ class OidcClient:
         else:
             form |= {"client_id": self._id, "client_secret": secret}
         endpoint = metadata["token_endpoint"]
-        status, answer = await self._ask("POST", endpoint, data=form, headers=headers)
+        status, answer = await self._ask_provider("POST", endpoint, data=form, headers=headers)
         if (error := LoginRejected(answer.get("error"))).code == "invalid_grant":
             raise error  # the code was used before, is too old, or is somebody else's
         if status != 200 or "error" in answer:  # a status of 200 does not make it a token
@@ -239,7 +249,7 @@ class OidcClient:
             raise LoginRejected("no_id_token")  # the scope openid was not granted
         return token
 
-    async def _key(self, metadata: Mapping[str, Any], kid: str | None) -> Any:
+    async def _find_key(self, metadata: Mapping[str, Any], kid: str | None) -> Any:
         async with self._fetching:
             await self._refresh_keys(metadata["jwks_uri"], kid)
         if kid not in self._keys:
@@ -250,12 +260,15 @@ class OidcClient:
         age = self._clock() - self._keys_at
         if 0 <= age < (KEEP_SECONDS if kid in self._keys else REFETCH_SECONDS):
             return
-        status, found = await self._ask("GET", address)
+        status, found = await self._ask_provider("GET", address)
         if status != 200 or not isinstance(found.get("keys"), list):
             raise ProviderUnavailable(f"the keys answered {status}, or are no list")
-        self._keys, self._keys_at = published_keys(found["keys"]), self._clock()
+        self._keys = published_keys(found["keys"])
+        self._keys_at = self._clock()
 
-    async def _ask(self, method: str, url: str, **request: Any) -> tuple[int, dict[str, Any]]:
+    async def _ask_provider(
+        self, method: str, url: str, **request: Any
+    ) -> tuple[int, dict[str, Any]]:
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await self._http.request(method, url, follow_redirects=False, **request)
@@ -268,7 +281,12 @@ class OidcClient:
         return answer.status_code, body
 
 
-def _trustworthy(url: object) -> bool:
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _is_trustworthy(url: object) -> bool:
     parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
     loopback = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost")
     return bool(parts.hostname) and (parts.scheme == "https" or loopback)

@@ -9,7 +9,7 @@ from typing import Any
 from psycopg import AsyncConnection
 from psycopg.rows import tuple_row
 
-from one_time_core import (
+from one_time_tokens_core import (
     CONSUME,
     ISSUE,
     PEEK,
@@ -24,7 +24,7 @@ from one_time_core import (
 )
 
 
-class OneTimeTokens:
+class AsyncOneTimeTokens:
     """Issues and consumes tokens on one connection, in your transaction.
 
     What a token allows belongs into the same transaction: both happen, or neither. Use READ
@@ -33,7 +33,8 @@ class OneTimeTokens:
     """
 
     def __init__(self, db: AsyncConnection[Any], *, clock: Callable[[], float] = time.time) -> None:
-        self._db, self._clock = db, clock
+        self._db = db
+        self._clock = clock
 
     async def create_table(self) -> None:
         """Create the table if there is none; once, with your migrations."""
@@ -58,7 +59,7 @@ class OneTimeTokens:
             binding: What must still be so when it is used, such as the hash of the old password.
 
         Raises:
-            ValueError: `ttl` is not a positive number.
+            ValueError: `ttl` is not a number over 0.
         """
         token = new_token()
         now = self._clock()
@@ -70,7 +71,8 @@ class OneTimeTokens:
         """Return what a token stands for, and leave it as it is; `TokenInvalid` if it is bad."""
         key = key_of(purpose, token, self._clock())
         cursor = self._db.cursor(row_factory=tuple_row)
-        return info_of(purpose, await (await cursor.execute(PEEK, key)).fetchone())
+        await cursor.execute(PEEK, key)
+        return info_of(purpose, await cursor.fetchone())
 
     async def consume(self, purpose: str, token: str, *, binding: str | None = None) -> TokenInfo:
         """Use a token up. `binding` is what was given to `issue`, as it is now.
@@ -80,13 +82,15 @@ class OneTimeTokens:
         """
         key = key_of(purpose, token, self._clock(), binding)
         cursor = self._db.cursor(row_factory=tuple_row)
-        return info_of(purpose, await (await cursor.execute(CONSUME, key)).fetchone())
+        await cursor.execute(CONSUME, key)
+        return info_of(purpose, await cursor.fetchone())
 
     async def revoke_all(self, purpose: str, subject: str) -> int:
         """End what is unused of a purpose and subject; return how many that were."""
-        key = {"purpose": purpose, "subject": subject}
-        return (await self._db.execute(REVOKE, key)).rowcount
+        cursor = await self._db.execute(REVOKE, {"purpose": purpose, "subject": subject})
+        return cursor.rowcount
 
     async def purge(self) -> int:
         """Delete what is used or expired, from time to time; return how many that were."""
-        return (await self._db.execute(PURGE, {"now": self._clock()})).rowcount
+        cursor = await self._db.execute(PURGE, {"now": self._clock()})
+        return cursor.rowcount

@@ -87,8 +87,8 @@ def row_of(
     binding: str | None,
 ) -> dict[str, Any]:
     """Return the parameters of `ISSUE`; `ValueError` if it would never expire, or at once."""
-    if not 0 < ttl < math.inf:
-        raise ValueError("ttl must be a positive number of seconds")
+    if not _is_number(ttl) or ttl <= 0:
+        raise ValueError(f"ttl must be a number of seconds over 0, got {ttl!r}")
     return {
         "purpose": purpose,
         "subject": subject,
@@ -116,6 +116,11 @@ def info_of(purpose: str, row: Sequence[Any] | None) -> TokenInfo:
     if row is None:
         raise TokenInvalid
     return TokenInfo(purpose, row[0], row[1], row[2])
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _digest(text: str) -> bytes:

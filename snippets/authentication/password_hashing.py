@@ -60,7 +60,7 @@ class Passwords:
         active_pepper: The id of the one that new hashes get; required when there are peppers.
 
     Raises:
-        ValueError: A setting is out of bounds.
+        ValueError: A setting is out of bounds, or is no whole number.
     """
 
     def __init__(
@@ -73,6 +73,14 @@ class Passwords:
         peppers: Mapping[str, bytes] | None = None,
         active_pepper: str | None = None,
     ) -> None:
+        for setting, value in (
+            ("memory_kib", memory_kib),
+            ("time_cost", time_cost),
+            ("parallelism", parallelism),
+            ("max_parallel", max_parallel),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{setting} must be a whole number over 0, got {value!r}")
         if memory_kib > MAX_MEMORY_KIB or time_cost > MAX_TIME_COST or parallelism > MAX_LANES:
             raise ValueError("these hashes would be refused: they cost more than the limits")
         for name, pepper in (peppers or {}).items():
@@ -80,12 +88,13 @@ class Passwords:
                 raise ValueError("a pepper has 32 bytes or more; its id is 1 to 16 of a-z and 0-9")
         if active_pepper not in (peppers or [None]):
             raise ValueError("active_pepper must be one of peppers")
-        self._peppers, self._active = dict(peppers or {}), active_pepper or ""
+        self._peppers = dict(peppers or {})
+        self._active = active_pepper or ""
         self._argon2 = PasswordHasher(time_cost, memory_kib, parallelism)
         # Both: the pool keeps the event loop free, the semaphore counts blocking callers too.
         self._slots = threading.BoundedSemaphore(max_parallel)
         self._pool = ThreadPoolExecutor(max_parallel, "passwords")
-        self._dummy = self._hash(secrets.token_bytes(32))
+        self._dummy = self._hash_bytes(secrets.token_bytes(32))
 
     def __repr__(self) -> str:
         a = self._argon2
@@ -95,7 +104,9 @@ class Passwords:
     def from_env(cls, environ: Mapping[str, str] = os.environ, **options: int) -> Passwords:
         """Read PASSWORD_PEPPER_<ID> (base64, 32 bytes or more) and PASSWORD_PEPPER_ACTIVE, if set.
 
-        `ValueError` names the variable that is malformed or missing.
+        Raises:
+            RuntimeError: There are peppers, and PASSWORD_PEPPER_ACTIVE is not set.
+            ValueError: A variable is malformed; it is named, and no pepper is shown.
         """
         peppers: dict[str, bytes] = {}
         active = environ.get("PASSWORD_PEPPER_ACTIVE", "").lower() or None
@@ -110,7 +121,9 @@ class Passwords:
             if len(pepper) < _PEPPER_BYTES:
                 raise ValueError(f"{name} is not the base64 of 32 bytes or more") from None
             peppers[found[1].lower()] = pepper
-        if active not in (peppers or [None]):
+        if peppers and not active:
+            raise RuntimeError("PASSWORD_PEPPER_ACTIVE is not set, or is empty")
+        if active and active not in peppers:
             raise ValueError("PASSWORD_PEPPER_ACTIVE must be the ID of a PASSWORD_PEPPER_<ID>")
         return cls(peppers=peppers, active_pepper=active, **options)
 
@@ -120,7 +133,7 @@ class Passwords:
         Raises:
             PasswordPolicyError: It has more than 1,024 code points, or is no text.
         """
-        return self._active + self._hash(self._seasoned(prepared(pw), self._active))
+        return self._active + self._hash_bytes(self._peppered(prepared(pw), self._active))
 
     def verify(self, pw: str, stored: str | None) -> Verdict:
         """Compare with what is stored: None, or an empty text, where there is no such user.
@@ -133,41 +146,41 @@ class Passwords:
         except PasswordPolicyError:
             return Verdict(ok=False)
         if not stored:
-            self._matches(self._dummy, data)
+            self._matches_hash(self._dummy, data)
             return Verdict(ok=False)
         if _BCRYPT.fullmatch(stored):
-            ok, old = self._old(stored, pw.encode()), True
+            ok, old = self._check_bcrypt(stored, pw.encode()), True
         else:
-            ok, old = self._current(stored, data)
+            ok, old = self._check_argon2(stored, data)
         return Verdict(ok, self.hash(pw) if ok and old else None)
 
     async def ahash(self, pw: str) -> str:
         """Do the same as `hash`, while the event loop goes on."""
-        return await self._in_pool(lambda: self.hash(pw))
+        return await self._run_in_pool(lambda: self.hash(pw))
 
     async def averify(self, pw: str, stored: str | None) -> Verdict:
         """Do the same as `verify`, while the event loop goes on."""
-        return await self._in_pool(lambda: self.verify(pw, stored))
+        return await self._run_in_pool(lambda: self.verify(pw, stored))
 
-    async def _in_pool(self, call: Callable[[], _T]) -> _T:
+    async def _run_in_pool(self, call: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
-    def _current(self, stored: str, data: bytes) -> tuple[bool, bool]:
+    def _check_argon2(self, stored: str, data: bytes) -> tuple[bool, bool]:
         found = _ARGON2.fullmatch(stored)
-        if found is None or self._too_dear(found) or found[1] not in {"", *self._peppers}:
+        if found is None or self._is_too_dear(found) or found[1] not in {"", *self._peppers}:
             _log.error("a stored password hash cannot be used: its form, its cost or its pepper")
-            self._matches(self._dummy, data)
+            self._matches_hash(self._dummy, data)
             return False, False
         pepper = found[1]
-        ok = self._matches(found[2], self._seasoned(data, pepper))
+        ok = self._matches_hash(found[2], self._peppered(data, pepper))
         return ok, pepper != self._active or self._argon2.check_needs_rehash(found[2])
 
-    def _too_dear(self, found: re.Match[str]) -> bool:
+    def _is_too_dear(self, found: re.Match[str]) -> bool:
         # Whoever can write to the table must not be able to order gigabytes with a login.
         limits = (MAX_MEMORY_KIB, MAX_TIME_COST, MAX_LANES)
         return any(int(found[3 + n]) > limit for n, limit in enumerate(limits))
 
-    def _old(self, stored: str, raw: bytes) -> bool:
+    def _check_bcrypt(self, stored: str, raw: bytes) -> bool:
         rounds = int(stored[4:6])
         try:
             if not 4 <= rounds <= MAX_BCRYPT_ROUNDS:
@@ -179,7 +192,7 @@ class Passwords:
             _log.error("a stored password hash cannot be used: its form or its cost")
             return False
 
-    def _matches(self, stored: str, data: bytes) -> bool:
+    def _matches_hash(self, stored: str, data: bytes) -> bool:
         try:
             with self._slots:
                 return self._argon2.verify(stored, data)
@@ -189,9 +202,9 @@ class Passwords:
             _log.error("a stored password hash cannot be used: %s", error)
             return False
 
-    def _hash(self, data: bytes) -> str:
+    def _hash_bytes(self, data: bytes) -> str:
         with self._slots:
             return self._argon2.hash(data)
 
-    def _seasoned(self, data: bytes, pepper: str) -> bytes:
+    def _peppered(self, data: bytes, pepper: str) -> bytes:
         return hmac.digest(self._peppers[pepper], data, "sha256") if pepper else data

@@ -25,7 +25,10 @@ def check_policy(
 
     Raises:
         PasswordPolicyError: It is too short, too long, the user name, listed, or no text.
+        ValueError: `min_length` is no whole number over 0.
     """
+    if not isinstance(min_length, int) or isinstance(min_length, bool) or min_length < 1:
+        raise ValueError(f"min_length must be a whole number over 0, got {min_length!r}")
     text = prepared(pw).decode().casefold()
     if len(pw) < min_length:
         raise PasswordPolicyError(f"a password has at least {min_length} characters")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import ipaddress
 import logging
+import math
 import os
 import re
 import time
@@ -20,8 +21,8 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from psycopg import AsyncConnection
 
-from one_time_core import TokenInvalid
-from one_time_tokens import OneTimeTokens
+from one_time_tokens_async import AsyncOneTimeTokens
+from one_time_tokens_core import TokenInvalid
 
 PURPOSE = "reset-password"
 _log = logging.getLogger(__name__)
@@ -40,24 +41,38 @@ _FORM = """<form method="post"><input type="hidden" name="token" value="{token}"
 
 @dataclass(frozen=True, slots=True)
 class ResetSettings:
-    """`base_url` is where people reach you, as in `https://example.com`; `ttl` is in seconds."""
+    """`base_url` is where people reach you, as in `https://example.com`; `ttl` is in seconds.
+
+    Raises:
+        ValueError: One of them cannot be that; the text names it.
+    """
 
     base_url: str
     ttl: float = 1_800.0
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> ResetSettings:
-        """Read PUBLIC_BASE_URL and RESET_TTL_SECONDS; `ValueError` names what is wrong."""
+        """Read PUBLIC_BASE_URL and RESET_TTL_SECONDS.
+
+        Raises:
+            RuntimeError: The first is not set.
+            ValueError: One of them is malformed; the text names it.
+        """
+        if not environ.get("PUBLIC_BASE_URL"):
+            raise RuntimeError("PUBLIC_BASE_URL is not set, or is empty")
         ttl = environ.get("RESET_TTL_SECONDS", "1800")
         if not re.fullmatch(r"[0-9]{2,5}", ttl) or not 60 <= int(ttl) <= 86_400:
-            raise ValueError("RESET_TTL_SECONDS must be whole seconds from 60 to 86400")
-        return cls(environ.get("PUBLIC_BASE_URL", ""), float(ttl))
+            text = "RESET_TTL_SECONDS must be a whole number of seconds from 60 to 86400"
+            raise ValueError(f"{text}, got {ttl!r}")
+        return cls(environ["PUBLIC_BASE_URL"], float(ttl))
 
     def __post_init__(self) -> None:
         url = urlsplit(self.base_url)
-        secure = url.scheme == "https" or (url.scheme == "http" and _loopback(url.hostname))
+        secure = url.scheme == "https" or (url.scheme == "http" and _is_loopback(url.hostname))
         if not secure or not url.hostname or "@" in url.netloc or url.query or url.fragment:
             raise ValueError("PUBLIC_BASE_URL must be https:// and a host (http:// on loopback)")
+        if not _is_number(self.ttl) or self.ttl <= 0:
+            raise ValueError(f"ttl must be a number of seconds over 0, got {self.ttl!r}")
 
     def link(self, token: str) -> str:
         """Return the address for the mail. It never depends on a request and its Host header."""
@@ -100,7 +115,7 @@ async def send_reset(
         account = await accounts.find(db, address)
         if account is None:
             return False
-        token = await OneTimeTokens(db, clock=clock).issue(
+        token = await AsyncOneTimeTokens(db, clock=clock).issue(
             PURPOSE, account.subject, ttl=settings.ttl, binding=account.password_hash
         )
     # To the address on record: the one typed in may differ by a letter that looks the same.
@@ -125,12 +140,12 @@ def reset_routes(
         enqueue: Hands an address to the worker, which calls `send_reset`.
         clock: Seconds since 1970.
     """
-    router = APIRouter(route_class=_Pages, include_in_schema=False)
+    router = APIRouter(route_class=_PageRoute, include_in_schema=False)
 
     @router.post("/forgot", max_body_size=4_096)
     async def forgot(request: Request) -> HTMLResponse:
         # Nothing here knows who has an account, so neither answer nor time can tell.
-        address = (await _field(request, "address")).strip()
+        address = (await _form_field(request, "address")).strip()
         plausible = 3 <= len(address) <= 254 and "@" in address and address.isprintable()
         if plausible and await allow(address.casefold()):
             await enqueue(address)
@@ -140,14 +155,17 @@ def reset_routes(
     async def form(token: str = "") -> HTMLResponse:
         # A look and no more: mail scanners fetch every link before its reader does.
         async with connect() as db:
-            await OneTimeTokens(db, clock=clock).peek(PURPOSE, token)
+            await AsyncOneTimeTokens(db, clock=clock).peek(PURPOSE, token)
         return _page(200, "Choose a new password.", _FORM.format(token=html.escape(token)))
 
     @router.post("/reset", max_body_size=16_384)
     async def reset(request: Request) -> HTMLResponse:
-        token, password = await _field(request, "token"), await _field(request, "password")
+        token, password = (
+            await _form_field(request, "token"),
+            await _form_field(request, "password"),
+        )
         async with connect() as db:
-            tokens = OneTimeTokens(db, clock=clock)
+            tokens = AsyncOneTimeTokens(db, clock=clock)
             subject = (await tokens.peek(PURPOSE, token)).subject
             account = await accounts.lock(db, subject)
             if account is None:
@@ -156,17 +174,17 @@ def reset_routes(
             try:
                 await accounts.set_password(db, subject, password)
             except ValueError as refused:  # and the token is as good as before: all is rolled back
-                raise _Refused(str(refused), token) from None
+                raise _PasswordRefused(str(refused), token) from None
         return _page(200, "Your password is changed. You are logged out everywhere.")
 
     return router
 
 
-class _Refused(Exception):
+class _PasswordRefused(Exception):
     pass
 
 
-class _Pages(APIRoute):
+class _PageRoute(APIRoute):
     """Makes a page of whatever happens, with the same headers."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -177,7 +195,7 @@ class _Pages(APIRoute):
                 return await handle(request)
             except TokenInvalid:
                 return _page(400, "This link is not valid, or not any more. Ask for a new one.")
-            except _Refused as refused:
+            except _PasswordRefused as refused:
                 message, token = refused.args
                 return _page(422, message, _FORM.format(token=html.escape(token)))
             except psycopg.OperationalError:  # also a pool that has no connection to lend
@@ -187,6 +205,11 @@ class _Pages(APIRoute):
         return answer
 
 
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
 def _page(status: int, message: str, form: str = "") -> HTMLResponse:
     text = (
         f'<!doctype html><html lang="en"><title>Password</title><p>{html.escape(message)}</p>{form}'
@@ -194,7 +217,7 @@ def _page(status: int, message: str, form: str = "") -> HTMLResponse:
     return HTMLResponse(text, status, _HEADERS)
 
 
-async def _field(request: Request, name: str) -> str:
+async def _form_field(request: Request, name: str) -> str:
     try:
         fields = parse_qs((await request.body()).decode("ascii", "replace"), max_num_fields=10)
     except ValueError:  # more fields than that
@@ -202,7 +225,7 @@ async def _field(request: Request, name: str) -> str:
     return fields.get(name, [""])[0]
 
 
-def _loopback(host: str | None) -> bool:
+def _is_loopback(host: str | None) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""The second factor in PostgreSQL for asyncio: the twin of `second_factor`."""
+"""A second factor in PostgreSQL (async): codes of an app, each taken once, and recovery codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psycopg
 
 import second_factor_core as core
 from second_factor_core import AlreadyEnrolled, Cipher, Enrollment, NotEnrolled, TooManyAttempts
-from totp import match_step, new_secret, provisioning_uri
+from totp_codes import match_step, new_secret, provisioning_uri
 
 
 class AsyncPool(Protocol):
@@ -43,7 +43,10 @@ class AsyncSecondFactor:
         issuer: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._pool, self._cipher, self._issuer, self._clock = pool, cipher, issuer, clock
+        self._pool = pool
+        self._cipher = cipher
+        self._issuer = issuer
+        self._clock = clock
 
     async def begin_enrollment(self, user: str, account: str) -> Enrollment:
         """Make a secret for the user's app. It counts for nothing until `confirm`.
@@ -56,7 +59,8 @@ class AsyncSecondFactor:
         made = Enrollment(secret, provisioning_uri(secret, account, self._issuer))
         token = self._cipher.encrypt(secret.encode(), context=core.context_of(user))
         async with self._pool.connection() as db:
-            begun = await (await db.execute(core.BEGIN, {"user": user, "secret": token})).fetchone()
+            cursor = await db.execute(core.BEGIN, {"user": user, "secret": token})
+            begun = await cursor.fetchone()
         if not begun:
             raise AlreadyEnrolled
         return made
@@ -69,10 +73,11 @@ class AsyncSecondFactor:
             TooManyAttempts: As in `verify`.
         """
         async with self._pool.connection() as db:
-            row = await (await db.execute(core.READ, {"user": user, "confirmed": False})).fetchone()
+            cursor = await db.execute(core.READ, {"user": user, "confirmed": False})
+            row = await cursor.fetchone()
         if not row:
             raise NotEnrolled
-        return await self._check(user, code, confirmed=False)
+        return await self._check_code(user, code, confirmed=False)
 
     async def verify(self, user: str, code: str) -> bool:
         """Say whether this is a code of the user's app that was not used before.
@@ -82,7 +87,7 @@ class AsyncSecondFactor:
         Raises:
             TooManyAttempts: Five failures within 15 minutes. Right codes are refused too.
         """
-        return await self._check(user, code, confirmed=True)
+        return await self._check_code(user, code, confirmed=True)
 
     async def recovery_codes(self, user: str) -> list[str]:
         """Make ten recovery codes, to be shown once. Those made before stop working.
@@ -93,11 +98,11 @@ class AsyncSecondFactor:
         codes = [core.new_recovery_code() for _ in range(core.RECOVERY_CODES)]
         rows = [{"user": user, "digest": core.recovery_digest(code)} for code in codes]
         async with self._pool.connection() as db:
-            if not await (await db.execute(core.LOCK_ENROLLED, {"user": user})).fetchone():
+            cursor = await db.execute(core.LOCK_ENROLLED, {"user": user})
+            if not await cursor.fetchone():
                 raise NotEnrolled
             await db.execute(core.DROP_RECOVERY, {"user": user})
-            async with db.cursor() as cursor:
-                await cursor.executemany(core.ADD_RECOVERY, rows)
+            await cursor.executemany(core.ADD_RECOVERY, rows)
         return codes
 
     async def use_recovery(self, user: str, code: str) -> bool:
@@ -106,12 +111,11 @@ class AsyncSecondFactor:
         Raises:
             TooManyAttempts: As in `verify`, with the same count.
         """
-        await self._count(user)
+        await self._count_attempt(user)
+        digest = core.recovery_digest(code)
         async with self._pool.connection() as db:
-            digest = core.recovery_digest(code)
-            used = await (
-                await db.execute(core.BURN_RECOVERY, {"user": user, "digest": digest})
-            ).fetchone()
+            cursor = await db.execute(core.BURN_RECOVERY, {"user": user, "digest": digest})
+            used = await cursor.fetchone()
             if used:
                 await db.execute(core.FORGET_ATTEMPTS, {"user": user})
         return used is not None
@@ -128,38 +132,45 @@ class AsyncSecondFactor:
             TooManyAttempts: As in `verify`.
         """
         async with self._pool.connection() as db:
-            row = await (await db.execute(core.READ, {"user": user, "confirmed": True})).fetchone()
+            cursor = await db.execute(core.READ, {"user": user, "confirmed": True})
+            row = await cursor.fetchone()
         if not row:
             raise NotEnrolled
-        of_the_app = len(code.replace(" ", "")) <= 6
-        fresh = await (self.verify(user, code) if of_the_app else self.use_recovery(user, code))
+        if len(code.replace(" ", "")) <= 6:  # of the app
+            fresh = await self.verify(user, code)
+        else:
+            fresh = await self.use_recovery(user, code)
         if fresh:
             async with self._pool.connection() as db:
                 await db.execute(core.DISABLE, {"user": user})
         return fresh
 
-    async def _count(self, user: str) -> None:
+    async def _count_attempt(self, user: str) -> None:
         # Committed before the code is looked at: a crash in between leaves the attempt counted.
         now = self._clock()
         async with self._pool.connection() as db:
-            if await (await db.execute(core.COUNT_ATTEMPT, core.attempt(user, now))).fetchone():
+            cursor = await db.execute(core.COUNT_ATTEMPT, core.attempt(user, now))
+            if await cursor.fetchone():
                 return
-            row = await (await db.execute(core.LOCKED_SINCE, {"user": user})).fetchone()
+            cursor = await db.execute(core.LOCKED_SINCE, {"user": user})
+            row = await cursor.fetchone()
         raise TooManyAttempts(row[0] + core.LOCK_SECONDS - now if row else 0.0)
 
-    async def _check(self, user: str, code: str, *, confirmed: bool) -> bool:
-        await self._count(user)
+    async def _check_code(self, user: str, code: str, *, confirmed: bool) -> bool:
+        await self._count_attempt(user)
         async with self._pool.connection() as db:
-            row = await (
-                await db.execute(core.READ, {"user": user, "confirmed": confirmed})
-            ).fetchone()
+            cursor = await db.execute(core.READ, {"user": user, "confirmed": confirmed})
+            row = await cursor.fetchone()
             token = row[0] if row else ""
             secret = new_secret()  # nobody's: for a user without one, the same work is done
             if row:
                 secret = self._cipher.decrypt(token, context=core.context_of(user)).decode()
             step = match_step(secret, code, self._clock())
+            if step is None:
+                return False
             burn = {"user": user, "secret": token, "step": step}
-            if step is None or not await (await db.execute(core.BURN_STEP, burn)).fetchone():
+            cursor = await db.execute(core.BURN_STEP, burn)
+            if not await cursor.fetchone():
                 return False
             await db.execute(core.FORGET_ATTEMPTS, {"user": user})
         return True

@@ -1,4 +1,4 @@
-"""A second factor in PostgreSQL: codes of an app, each taken once, and recovery codes."""
+"""A second factor in PostgreSQL (sync): codes of an app, each taken once, and recovery codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psycopg
 
 import second_factor_core as core
 from second_factor_core import AlreadyEnrolled, Cipher, Enrollment, NotEnrolled, TooManyAttempts
-from totp import match_step, new_secret, provisioning_uri
+from totp_codes import match_step, new_secret, provisioning_uri
 
 
 class Pool(Protocol):
@@ -36,9 +36,17 @@ class SecondFactor:
     """
 
     def __init__(
-        self, pool: Pool, cipher: Cipher, *, issuer: str, clock: Callable[[], float] = time.time
+        self,
+        pool: Pool,
+        cipher: Cipher,
+        *,
+        issuer: str,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._pool, self._cipher, self._issuer, self._clock = pool, cipher, issuer, clock
+        self._pool = pool
+        self._cipher = cipher
+        self._issuer = issuer
+        self._clock = clock
 
     def begin_enrollment(self, user: str, account: str) -> Enrollment:
         """Make a secret for the user's app. It counts for nothing until `confirm`.
@@ -51,7 +59,8 @@ class SecondFactor:
         made = Enrollment(secret, provisioning_uri(secret, account, self._issuer))
         token = self._cipher.encrypt(secret.encode(), context=core.context_of(user))
         with self._pool.connection() as db:
-            begun = db.execute(core.BEGIN, {"user": user, "secret": token}).fetchone()
+            cursor = db.execute(core.BEGIN, {"user": user, "secret": token})
+            begun = cursor.fetchone()
         if not begun:
             raise AlreadyEnrolled
         return made
@@ -64,10 +73,11 @@ class SecondFactor:
             TooManyAttempts: As in `verify`.
         """
         with self._pool.connection() as db:
-            row = db.execute(core.READ, {"user": user, "confirmed": False}).fetchone()
+            cursor = db.execute(core.READ, {"user": user, "confirmed": False})
+            row = cursor.fetchone()
         if not row:
             raise NotEnrolled
-        return self._check(user, code, confirmed=False)
+        return self._check_code(user, code, confirmed=False)
 
     def verify(self, user: str, code: str) -> bool:
         """Say whether this is a code of the user's app that was not used before.
@@ -77,7 +87,7 @@ class SecondFactor:
         Raises:
             TooManyAttempts: Five failures within 15 minutes. Right codes are refused too.
         """
-        return self._check(user, code, confirmed=True)
+        return self._check_code(user, code, confirmed=True)
 
     def recovery_codes(self, user: str) -> list[str]:
         """Make ten recovery codes, to be shown once. Those made before stop working.
@@ -88,11 +98,11 @@ class SecondFactor:
         codes = [core.new_recovery_code() for _ in range(core.RECOVERY_CODES)]
         rows = [{"user": user, "digest": core.recovery_digest(code)} for code in codes]
         with self._pool.connection() as db:
-            if not db.execute(core.LOCK_ENROLLED, {"user": user}).fetchone():
+            cursor = db.execute(core.LOCK_ENROLLED, {"user": user})
+            if not cursor.fetchone():
                 raise NotEnrolled
             db.execute(core.DROP_RECOVERY, {"user": user})
-            with db.cursor() as cursor:
-                cursor.executemany(core.ADD_RECOVERY, rows)
+            cursor.executemany(core.ADD_RECOVERY, rows)
         return codes
 
     def use_recovery(self, user: str, code: str) -> bool:
@@ -101,10 +111,11 @@ class SecondFactor:
         Raises:
             TooManyAttempts: As in `verify`, with the same count.
         """
-        self._count(user)
+        self._count_attempt(user)
+        digest = core.recovery_digest(code)
         with self._pool.connection() as db:
-            digest = core.recovery_digest(code)
-            used = db.execute(core.BURN_RECOVERY, {"user": user, "digest": digest}).fetchone()
+            cursor = db.execute(core.BURN_RECOVERY, {"user": user, "digest": digest})
+            used = cursor.fetchone()
             if used:
                 db.execute(core.FORGET_ATTEMPTS, {"user": user})
         return used is not None
@@ -121,36 +132,45 @@ class SecondFactor:
             TooManyAttempts: As in `verify`.
         """
         with self._pool.connection() as db:
-            row = db.execute(core.READ, {"user": user, "confirmed": True}).fetchone()
+            cursor = db.execute(core.READ, {"user": user, "confirmed": True})
+            row = cursor.fetchone()
         if not row:
             raise NotEnrolled
-        of_the_app = len(code.replace(" ", "")) <= 6
-        fresh = self.verify(user, code) if of_the_app else self.use_recovery(user, code)
+        if len(code.replace(" ", "")) <= 6:  # of the app
+            fresh = self.verify(user, code)
+        else:
+            fresh = self.use_recovery(user, code)
         if fresh:
             with self._pool.connection() as db:
                 db.execute(core.DISABLE, {"user": user})
         return fresh
 
-    def _count(self, user: str) -> None:
+    def _count_attempt(self, user: str) -> None:
         # Committed before the code is looked at: a crash in between leaves the attempt counted.
         now = self._clock()
         with self._pool.connection() as db:
-            if db.execute(core.COUNT_ATTEMPT, core.attempt(user, now)).fetchone():
+            cursor = db.execute(core.COUNT_ATTEMPT, core.attempt(user, now))
+            if cursor.fetchone():
                 return
-            row = db.execute(core.LOCKED_SINCE, {"user": user}).fetchone()
+            cursor = db.execute(core.LOCKED_SINCE, {"user": user})
+            row = cursor.fetchone()
         raise TooManyAttempts(row[0] + core.LOCK_SECONDS - now if row else 0.0)
 
-    def _check(self, user: str, code: str, *, confirmed: bool) -> bool:
-        self._count(user)
+    def _check_code(self, user: str, code: str, *, confirmed: bool) -> bool:
+        self._count_attempt(user)
         with self._pool.connection() as db:
-            row = db.execute(core.READ, {"user": user, "confirmed": confirmed}).fetchone()
+            cursor = db.execute(core.READ, {"user": user, "confirmed": confirmed})
+            row = cursor.fetchone()
             token = row[0] if row else ""
             secret = new_secret()  # nobody's: for a user without one, the same work is done
             if row:
                 secret = self._cipher.decrypt(token, context=core.context_of(user)).decode()
             step = match_step(secret, code, self._clock())
+            if step is None:
+                return False
             burn = {"user": user, "secret": token, "step": step}
-            if step is None or not db.execute(core.BURN_STEP, burn).fetchone():
+            cursor = db.execute(core.BURN_STEP, burn)
+            if not cursor.fetchone():
                 return False
             db.execute(core.FORGET_ATTEMPTS, {"user": user})
         return True

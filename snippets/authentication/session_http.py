@@ -10,8 +10,8 @@ from fastapi import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from session_core import Session, SessionStoreUnavailable
-from sessions import SessionStore
+from sessions_async import AsyncSessionStore
+from sessions_core import Session, SessionStoreUnavailable
 
 log = logging.getLogger("sessions")
 
@@ -54,7 +54,7 @@ def token_of(request: Request) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def current_session(store: SessionStore) -> Callable[[Request], Awaitable[Session]]:
+def current_session(store: AsyncSessionStore) -> Callable[[Request], Awaitable[Session]]:
     """Return a dependency that gives a route the session of its request.
 
     Nobody signed in is a 401. A store that does not answer is a 503, and never nobody.

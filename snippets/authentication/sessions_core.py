@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import re
 import secrets
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,96 +129,142 @@ class SessionInfo:
     data: Mapping[str, Any] = field(repr=False)
 
 
-class Core:
-    """The settings of a store, and what it sends and reads. It does no I/O.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLimits:
+    """How long a session lives, and how much it holds.
 
     Args:
         idle: Seconds without a request after which a session ends.
         absolute: Seconds after which it ends in any case.
         max_bytes: How long its data may be, as JSON.
-        clock: Seconds since 1970.
-        prefix: What the keys in Redis begin with.
 
     Raises:
-        ValueError: A limit is not positive.
+        ValueError: A limit is no such number.
     """
 
-    def __init__(
-        self,
-        *,
-        idle: float = 1_800,
-        absolute: float = 43_200,
-        max_bytes: int = 4_096,
-        clock: Callable[[], float] = time.time,
-        prefix: str = "sessions",
-    ) -> None:
-        if not (idle >= 0.001 and absolute >= 0.001 and max_bytes >= 2):
-            raise ValueError("idle and absolute must be at least 0.001 s, max_bytes at least 2")
-        self._idle, self._absolute, self._max_bytes = idle, absolute, max_bytes
-        self._clock, self._prefix = clock, f"{{{prefix}}}"  # in a cluster, all in one slot
+    idle: float = 1_800
+    absolute: float = 43_200
+    max_bytes: int = 4_096
 
-    def _limits(self) -> list[int]:
-        return [int(self._idle * 1_000), int(self._absolute * 1_000)]
+    def __post_init__(self) -> None:
+        for name, value in (("idle", self.idle), ("absolute", self.absolute)):
+            if not _is_number(value) or value < 0.001:
+                text = f"{name} must be a number of seconds of at least 0.001, got {value!r}"
+                raise ValueError(text)
+        _check_count("max_bytes", self.max_bytes, 2)
 
-    def _key(self, digest: str) -> str:
-        return f"{self._prefix}:s:{digest}"
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> SessionLimits:
+        """Read SESSION_IDLE_SECONDS and SESSION_ABSOLUTE_SECONDS, where they are set.
 
-    def _index(self, user_id: str) -> str:
-        if not isinstance(user_id, str) or not user_id:
-            raise ValueError("user_id must be a text that is not empty")
-        return f"{self._prefix}:u:{_digest(user_id)}"
+        Raises:
+            ValueError: One of them is no number of seconds.
+        """
+        return cls(
+            idle=_seconds_setting(environ, "SESSION_IDLE_SECONDS", cls().idle),
+            absolute=_seconds_setting(environ, "SESSION_ABSOLUTE_SECONDS", cls().absolute),
+        )
 
-    def _known(self, token: str | None) -> str | None:
-        """Return what Redis knows a token by, None if it cannot be one of ours."""
-        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-            return None
-        return _digest(token)
+    @property
+    def idle_ms(self) -> int:
+        """The idle time in milliseconds, as Redis counts."""
+        return int(self.idle * 1_000)
 
-    def _new(self) -> tuple[str, str]:
-        token = secrets.token_urlsafe(32)
-        return token, _digest(token)
+    @property
+    def absolute_ms(self) -> int:
+        """The absolute time in milliseconds."""
+        return int(self.absolute * 1_000)
 
-    def _encode(self, data: Mapping[str, Any]) -> bytes:
+    def to_json(self, data: Mapping[str, Any]) -> bytes:
+        """Return data as it is kept.
+
+        Raises:
+            SessionTooLarge: It is longer than `max_bytes`.
+            ValueError: It is not JSON.
+        """
         try:
             text = json.dumps(dict(data), ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError):
             raise ValueError("a session holds JSON and nothing else") from None
-        if len(text) > self._max_bytes:
-            raise SessionTooLarge(f"a session holds at most {self._max_bytes} bytes of JSON")
+        if len(text) > self.max_bytes:
+            raise SessionTooLarge(f"a session holds at most {self.max_bytes} bytes of JSON")
         return text
 
-    def _session(self, token: str, reply: Any) -> Session | None:
+    def read_session(self, token: str, reply: Any, now: float) -> Session | None:
+        """Return what `GET` and `ROTATE` answered; None if nothing, or if its end has come."""
         if not reply:
             return None
-        user, data, created = (_text(part) for part in reply)
+        user, data, created = (_decoded(part) for part in reply)
         begun = float(created)
-        if self._clock() >= begun + self._absolute:
+        if now >= begun + self.absolute:
             return None
-        return Session(token, user, json.loads(data), begun, begun + self._absolute)
-
-    def _infos(self, reply: Any) -> tuple[SessionInfo, ...]:
-        return tuple(SessionInfo(float(_text(c)), json.loads(_text(d))) for c, d in reply)
+        return Session(token, user, json.loads(data), begun, begun + self.absolute)
 
 
-def limits_from(environ: Mapping[str, str]) -> dict[str, float]:
-    """Read SESSION_IDLE_SECONDS and SESSION_ABSOLUTE_SECONDS, where they are set.
+@dataclass(frozen=True, slots=True)
+class SessionKeys:
+    """The keys in Redis. `prefix` is what they begin with."""
 
-    Raises:
-        RuntimeError: One of them is no number of seconds.
-    """
-    names = {"idle": "SESSION_IDLE_SECONDS", "absolute": "SESSION_ABSOLUTE_SECONDS"}
-    found = {}
-    for argument, name in names.items():
-        if environ.get(name):
-            if not re.fullmatch(r"[0-9]{1,9}", environ[name]):
-                raise RuntimeError(f"{name} is not a whole number of seconds")
-            found[argument] = float(environ[name])
-    return found
+    prefix: str
+
+    def of_session(self, digest: str) -> str:
+        """Return the key of a session, by the digest of its token."""
+        return f"{{{self.prefix}}}:s:{digest}"  # braces: in a cluster, all in one slot
+
+    def of_user(self, user_id: str) -> str:
+        """Return the key of the list of a user's sessions; `ValueError` if there is no user."""
+        if not isinstance(user_id, str) or not user_id:
+            raise ValueError("user_id must be a text that is not empty")
+        return f"{{{self.prefix}}}:u:{_sha256(user_id)}"
 
 
-def _digest(text: str) -> str:
+def check_connection(timeout: float, max_connections: int) -> None:
+    """Raise a ValueError if a client cannot have these."""
+    if not _is_number(timeout) or timeout <= 0:
+        raise ValueError(f"timeout must be a number of seconds over 0, got {timeout!r}")
+    _check_count("max_connections", max_connections, 1)
+
+
+def new_token() -> tuple[str, str]:
+    """Return a token of 256 random bits, 43 characters, and its digest."""
+    token = secrets.token_urlsafe(32)
+    return token, _sha256(token)
+
+
+def token_digest(token: str | None) -> str | None:
+    """Return what Redis knows a token by; None if it cannot be one of ours."""
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        return None
+    return _sha256(token)
+
+
+def read_infos(reply: Any) -> tuple[SessionInfo, ...]:
+    """Return what `LIST` answered."""
+    return tuple(SessionInfo(float(_decoded(c)), json.loads(_decoded(d))) for c, d in reply)
+
+
+def _seconds_setting(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name) or ""
+    if not text:
+        return default
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise ValueError(f"{name} must be a whole number of seconds, got {text!r}")
+    return float(text)
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 
-def _text(part: Any) -> str:
+def _decoded(part: Any) -> str:
     return part.decode() if isinstance(part, bytes) else str(part)

@@ -1,28 +1,34 @@
-"""A valid access token for every call, for asyncio: one refresh for many callers and processes."""
+"""A valid access token for every call (async): one refresh for many tasks and processes."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import httpx2
 from pydantic import SecretStr
 
-from token_core import (
+from token_manager_core import (
     POLL_SECONDS,
     POLLS,
-    Core,
+    HeldTokens,
     InvalidGrant,
     ReauthRequired,
     RefreshFailed,
+    RefreshSettings,
     TokenSet,
+    credentials_from_env,
+    held_after,
     is_secure,
+    origin_of,
+    read_answer,
 )
 
 
-class TokenStore(Protocol):
+class AsyncTokenStore(Protocol):
     """Where the token set outlives the process. Encrypt it there: it is a login."""
 
     async def load(self) -> TokenSet | None:
@@ -34,47 +40,85 @@ class TokenStore(Protocol):
         ...
 
 
-class TokenManager(Core):
-    """Hands out the access token, and refreshes it in time; see `Core` for the settings.
+class AsyncTokenManager:
+    """Hands out the access token, and refreshes it in time.
 
-    Make one for each token set of a process. `http` has no default auth of its own.
+    Make one for each token set of a process. `RefreshSettings` tells what the other arguments mean.
+
+    Args:
+        store: Where the token set is kept.
+        http: The client to ask with, without a default auth of its own; its owner closes it.
+        clock: Seconds since 1970, which a machine may set to another time.
+        monotonic: Seconds that only go forward. A token's own life is measured with it.
+        sleep: Waits between two looks while another process refreshes.
+
+    Raises:
+        ValueError: As for `RefreshSettings`.
     """
 
     def __init__(
         self,
-        store: TokenStore,
+        store: AsyncTokenStore,
         token_url: str,
         client_id: str,
         client_secret: SecretStr | None,
         *,
         http: httpx2.AsyncClient,
+        skew: float = 60,
+        timeout: float = 10,
+        secret_in_form: bool = False,
+        client_credentials: bool = False,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-        **settings: Any,
     ) -> None:
-        super().__init__(token_url, client_id, client_secret, **settings)
-        self._store, self._http, self._sleep = store, http, sleep
+        self._settings = RefreshSettings(
+            token_url,
+            client_id,
+            client_secret,
+            skew=skew,
+            timeout=timeout,
+            secret_in_form=secret_in_form,
+            client_credentials=client_credentials,
+        )
+        self._store = store
+        self._http = http
+        self._clock = clock
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._held: HeldTokens | None = None
+        self._rejected: str | None = None  # a token that the API answered with 401
+        self._claim: TokenSet | None = None  # our last one: a claim of our own is no wait
+        self._unsaved: tuple[TokenSet, HeldTokens] | None = None  # a claim, and what to save
         self._flight: asyncio.Task[TokenSet] | None = None
 
     @classmethod
     def from_env(
         cls,
-        store: TokenStore,
+        store: AsyncTokenStore,
         *,
         http: httpx2.AsyncClient,
         environ: Mapping[str, str] = os.environ,
-        **settings: Any,
-    ) -> TokenManager:
+        skew: float = 60,
+        timeout: float = 10,
+        secret_in_form: bool = False,
+        client_credentials: bool = False,
+    ) -> AsyncTokenManager:
         """Read OAUTH_TOKEN_URL, OAUTH_CLIENT_ID and OAUTH_CLIENT_SECRET.
 
         Raises:
             RuntimeError: One of them is not set. It is named, and no value is shown.
+            ValueError: As for `RefreshSettings`.
         """
-        names = ("OAUTH_TOKEN_URL", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET")
-        for name in names:
-            if not environ.get(name, "").strip():
-                raise RuntimeError(f"{name} is not set, or is empty")
-        url, client_id, secret = (environ[name].strip() for name in names)
-        return cls(store, url, client_id, SecretStr(secret), http=http, **settings)
+        return cls(
+            store,
+            *credentials_from_env(environ),
+            http=http,
+            skew=skew,
+            timeout=timeout,
+            secret_in_form=secret_in_form,
+            client_credentials=client_credentials,
+        )
 
     async def token(self) -> str:
         """Return an access token that is good now, and for the margin that `skew` asks for.
@@ -83,120 +127,135 @@ class TokenManager(Core):
             RefreshFailed: The provider or the store did not answer, and no token is left.
             ReauthRequired: The grant has ended.
         """
-        if token := self._good(margin=True):
-            return token
+        if good := self._good_tokens(self._settings.skew):
+            return good.access_token
         if self._flight is None:
             self._flight = asyncio.create_task(self._refresh())
-            self._flight.add_done_callback(self._landed)
+            self._flight.add_done_callback(self._end_flight)
         try:
             # Shielded: a caller that gives up must not take the refresh from the others.
             return (await asyncio.shield(self._flight)).access_token
         except RefreshFailed as failure:
-            if token := self._good(margin=False):
-                return token
+            if good := self._good_tokens(skew=0):
+                return good.access_token
             raise RefreshFailed(*failure.args) from None  # one of its own for each caller
         except ReauthRequired as ended:
             raise ReauthRequired(*ended.args) from None
-
-    def _landed(self, flight: asyncio.Task[TokenSet]) -> None:
-        self._flight = None  # a failure is not kept: the next call tries again
-        if not flight.cancelled():
-            flight.exception()  # looked at, so that asyncio does not complain when nobody waits
 
     async def refresh_after_401(self, used: str) -> str:
         """Return another token than `used`, which the API refused. See `token` for the errors.
 
         It refreshes only if nobody has done so since `used` was handed out.
         """
-        if self._set is not None and self._set.access_token == used:
+        if self._held is not None and self._held.tokens.access_token == used:
             self._rejected = used
         return await self.token()
 
+    def _good_tokens(self, skew: float) -> TokenSet | None:
+        """Return the set that is held, if its token is good and lives `skew` seconds longer."""
+        held = self._held
+        if held is None or not held.is_good(self._rejected, self._monotonic(), skew):
+            return None
+        return held.tokens
+
+    def _end_flight(self, flight: asyncio.Task[TokenSet]) -> None:
+        self._flight = None  # a failure is not kept: the next call tries again
+        if not flight.cancelled():
+            flight.exception()  # looked at, so that asyncio does not complain when nobody waits
+
     async def _refresh(self) -> TokenSet:
         if self._unsaved is not None:  # asking again would use the old refresh token twice
-            return await self._keep(*self._unsaved)
+            return await self._save_new(*self._unsaved)
         for _ in range(POLLS):
-            stored = await self._load()
-            old = self._start(stored)
-            if old is None and self._set is not None:
-                return self._set  # another process refreshed it
-            if old is not None and not self._is_claimed(old):
-                claim = self._claim(old)
-                if await self._save(stored, claim):
-                    self._mine = claim
-                    return await self._exchange(old, claim)
-            elif self._set is not None and self._good(margin=False):
-                return self._set  # another process is at it, and ours is good until then
+            stored = await self._load_set()
+            if good := self._good_tokens(self._settings.skew):
+                return good  # another process refreshed it
+            old = self._settings.renewable(stored)
+            if old == self._claim or not old.is_claimed(self._clock()):
+                claim = old.claimed(self._clock())
+                if await self._save_set(stored, claim):
+                    self._claim = claim
+                    return await self._ask_provider(old, claim)
+            elif good := self._good_tokens(skew=0):
+                return good  # another process is at it, and ours is good until then
             await self._sleep(POLL_SECONDS)
         raise RefreshFailed("another process did not finish its refresh")
 
-    async def _exchange(self, old: TokenSet, claim: TokenSet) -> TokenSet:
-        sent_at, begun = self._clock(), self._monotonic()
+    async def _ask_provider(self, old: TokenSet, claim: TokenSet) -> TokenSet:
+        sent_at = self._clock()
+        begun = self._monotonic()
         try:
-            new = self._parsed(await self._post(old), old, sent_at)
+            new = read_answer(await self._post_request(old), old, sent_at)
         except InvalidGrant:
-            if not await self._save(claim, None):
-                return await self._changed()
+            if not await self._save_set(claim, None):
+                return await self._use_changed_set()
             self._held = None
             raise ReauthRequired("the grant has ended: somebody has to sign in again") from None
         except RefreshFailed:
-            await self._save(claim, old)  # the next one need not wait for the lease
+            await self._save_set(claim, old)  # the next one need not wait for the lease
             raise
-        self._unsaved = (claim, new)
-        kept = await self._keep(claim, new)
-        if kept is new and new.life is not None:
-            self._adopt(new, begun + new.life)
-        return kept
+        self._unsaved = (claim, HeldTokens.from_answer(new, begun))
+        return await self._save_new(*self._unsaved)
 
-    async def _keep(self, claim: TokenSet, new: TokenSet) -> TokenSet:
+    async def _save_new(self, claim: TokenSet, new: HeldTokens) -> TokenSet:
         """Save first, hand out second: after a crash the old refresh token is worth nothing."""
-        saved = await self._save(claim, new)
+        saved = await self._save_set(claim, new.tokens)
         self._unsaved = None
-        return self._adopt(new) if saved else await self._changed()
+        if not saved:
+            return await self._use_changed_set()
+        self._held = new
+        return new.tokens
 
-    async def _changed(self) -> TokenSet:
+    async def _use_changed_set(self) -> TokenSet:
         """Use the set that somebody else stored during our refresh."""
-        if self._start(await self._load()) is None and self._set is not None:
-            return self._set
+        stored = await self._load_set()
+        if good := self._good_tokens(self._settings.skew):
+            return good
+        self._settings.renewable(stored)
         raise RefreshFailed("the stored token set was changed during the refresh")
 
-    async def _post(self, old: TokenSet) -> httpx2.Response:
+    async def _post_request(self, old: TokenSet) -> httpx2.Response:
+        request = self._settings.token_request(old)
         try:
-            async with asyncio.timeout(self._timeout):
-                return await self._http.post(self._url, **self._request(old))
+            async with asyncio.timeout(self._settings.timeout):
+                return await self._http.post(self._settings.token_url, **request)
         except (httpx2.HTTPError, TimeoutError) as error:  # "from None": the cause has the request
             raise RefreshFailed(f"the token endpoint: {type(error).__name__}") from None
 
-    async def _load(self) -> TokenSet | None:
+    async def _load_set(self) -> TokenSet | None:
+        """Return what is stored, and hold it if another process has stored it."""
         try:
-            return await self._store.load()
+            stored = await self._store.load()
         except Exception as error:  # whatever kind of store it is
             raise RefreshFailed(f"the token store: {type(error).__name__}") from None
+        now, monotonic = self._clock(), self._monotonic()
+        self._held = held_after(self._held, stored, now=now, monotonic=monotonic)
+        return stored
 
-    async def _save(self, old: TokenSet | None, new: TokenSet | None) -> bool:
+    async def _save_set(self, old: TokenSet | None, new: TokenSet | None) -> bool:
         try:
             return await self._store.save(old, new)
         except Exception as error:  # whatever kind of store it is
             raise RefreshFailed(f"the token store: {type(error).__name__}") from None
 
 
-class RefreshingAuth(httpx2.Auth):
+class AsyncRefreshingAuth(httpx2.Auth):
     """Sends the token with each request to `origin`, and to no other place.
 
     After a 401 it tries once more with a new token, unless the body was a stream, which is gone.
     """
 
-    def __init__(self, manager: TokenManager, *, origin: str) -> None:
+    def __init__(self, manager: AsyncTokenManager, *, origin: str) -> None:
         if not is_secure(origin):
             raise ValueError("origin must begin with https://")
-        url = httpx2.URL(origin)
-        self._manager, self._origin = manager, (url.scheme, url.host, url.port)
+        self._manager = manager
+        self._origin = origin_of(httpx2.URL(origin))
 
     async def async_auth_flow(
         self, request: httpx2.Request
     ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         """Do what httpx2 asks of an `Auth`."""
-        if (request.url.scheme, request.url.host, request.url.port) != self._origin:
+        if origin_of(request.url) != self._origin:
             yield request
             return
         used = await self._manager.token()

@@ -1,4 +1,4 @@
-"""A valid access token for every call, for threads: one refresh for many callers and processes."""
+"""A valid access token for every call (sync): one refresh for many threads and processes."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Protocol
 
 import httpx2
 from pydantic import SecretStr
 
-from token_core import (
+from token_manager_core import (
     POLL_SECONDS,
     POLLS,
-    Core,
+    HeldTokens,
     InvalidGrant,
     ReauthRequired,
     RefreshFailed,
+    RefreshSettings,
     TokenSet,
+    credentials_from_env,
+    held_after,
     is_secure,
+    origin_of,
+    read_answer,
 )
 
 
@@ -36,10 +41,20 @@ class TokenStore(Protocol):
         ...
 
 
-class TokenManager(Core):
-    """Hands out the access token, and refreshes it in time; see `Core` for the settings.
+class TokenManager:
+    """Hands out the access token, and refreshes it in time.
 
-    Make one for each token set of a process. `http` has no default auth of its own.
+    Make one for each token set of a process. `RefreshSettings` tells what the other arguments mean.
+
+    Args:
+        store: Where the token set is kept.
+        http: The client to ask with, without a default auth of its own; its owner closes it.
+        clock: Seconds since 1970, which a machine may set to another time.
+        monotonic: Seconds that only go forward. A token's own life is measured with it.
+        sleep: Waits between two looks while another process refreshes.
+
+    Raises:
+        ValueError: As for `RefreshSettings`.
     """
 
     def __init__(
@@ -50,13 +65,34 @@ class TokenManager(Core):
         client_secret: SecretStr | None,
         *,
         http: httpx2.Client,
+        skew: float = 60,
+        timeout: float = 10,
+        secret_in_form: bool = False,
+        client_credentials: bool = False,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
-        **settings: Any,
     ) -> None:
-        super().__init__(token_url, client_id, client_secret, **settings)
-        self._store, self._http, self._sleep = store, http, sleep
-        self._lock = threading.Lock()
+        self._settings = RefreshSettings(
+            token_url,
+            client_id,
+            client_secret,
+            skew=skew,
+            timeout=timeout,
+            secret_in_form=secret_in_form,
+            client_credentials=client_credentials,
+        )
+        self._store = store
+        self._http = http
+        self._clock = clock
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._held: HeldTokens | None = None
+        self._rejected: str | None = None  # a token that the API answered with 401
+        self._claim: TokenSet | None = None  # our last one: a claim of our own is no wait
+        self._unsaved: tuple[TokenSet, HeldTokens] | None = None  # a claim, and what to save
         self._flight: Future[TokenSet] | None = None
+        self._lock = threading.Lock()
 
     @classmethod
     def from_env(
@@ -65,19 +101,26 @@ class TokenManager(Core):
         *,
         http: httpx2.Client,
         environ: Mapping[str, str] = os.environ,
-        **settings: Any,
+        skew: float = 60,
+        timeout: float = 10,
+        secret_in_form: bool = False,
+        client_credentials: bool = False,
     ) -> TokenManager:
         """Read OAUTH_TOKEN_URL, OAUTH_CLIENT_ID and OAUTH_CLIENT_SECRET.
 
         Raises:
             RuntimeError: One of them is not set. It is named, and no value is shown.
+            ValueError: As for `RefreshSettings`.
         """
-        names = ("OAUTH_TOKEN_URL", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET")
-        for name in names:
-            if not environ.get(name, "").strip():
-                raise RuntimeError(f"{name} is not set, or is empty")
-        url, client_id, secret = (environ[name].strip() for name in names)
-        return cls(store, url, client_id, SecretStr(secret), http=http, **settings)
+        return cls(
+            store,
+            *credentials_from_env(environ),
+            http=http,
+            skew=skew,
+            timeout=timeout,
+            secret_in_form=secret_in_form,
+            client_credentials=client_credentials,
+        )
 
     def token(self) -> str:
         """Return an access token that is good now, and for the margin that `skew` asks for.
@@ -86,106 +129,122 @@ class TokenManager(Core):
             RefreshFailed: The provider or the store did not answer, and no token is left.
             ReauthRequired: The grant has ended.
         """
-        if token := self._good(margin=True):
-            return token
+        if good := self._good_tokens(self._settings.skew):
+            return good.access_token
         with self._lock:
             flight, leads = self._flight, self._flight is None
             if flight is None:
                 flight = self._flight = Future()
         if leads:
-            self._fly(flight)
+            self._lead_flight(flight)
         try:
             return flight.result().access_token
         except RefreshFailed as failure:
-            if token := self._good(margin=False):
-                return token
+            if good := self._good_tokens(skew=0):
+                return good.access_token
             raise RefreshFailed(*failure.args) from None  # one of its own for each caller
         except ReauthRequired as ended:
             raise ReauthRequired(*ended.args) from None
-
-    def _fly(self, flight: Future[TokenSet]) -> None:
-        try:
-            # Between our look at the token and the lock, another flight may have landed.
-            good = self._set if self._good(margin=True) else None
-            flight.set_result(good or self._refresh())
-        except (RefreshFailed, ReauthRequired) as error:
-            flight.set_exception(error)
-        finally:
-            if not flight.done():  # the leader was interrupted: the others must not wait for ever
-                flight.set_exception(RefreshFailed("the refresh was interrupted"))
-            with self._lock:
-                self._flight = None  # a failure is not kept: the next call tries again
 
     def refresh_after_401(self, used: str) -> str:
         """Return another token than `used`, which the API refused. See `token` for the errors.
 
         It refreshes only if nobody has done so since `used` was handed out.
         """
-        if self._set is not None and self._set.access_token == used:
+        if self._held is not None and self._held.tokens.access_token == used:
             self._rejected = used
         return self.token()
 
+    def _good_tokens(self, skew: float) -> TokenSet | None:
+        """Return the set that is held, if its token is good and lives `skew` seconds longer."""
+        held = self._held
+        if held is None or not held.is_good(self._rejected, self._monotonic(), skew):
+            return None
+        return held.tokens
+
+    def _lead_flight(self, flight: Future[TokenSet]) -> None:
+        try:
+            # Between our look at the token and the lock, another flight may have landed.
+            flight.set_result(self._good_tokens(self._settings.skew) or self._refresh())
+        except (RefreshFailed, ReauthRequired) as error:
+            flight.set_exception(error)
+        finally:
+            if not flight.done():  # the leader was interrupted: the others must not wait forever
+                flight.set_exception(RefreshFailed("the refresh was interrupted"))
+            with self._lock:
+                self._flight = None  # a failure is not kept: the next call tries again
+
     def _refresh(self) -> TokenSet:
         if self._unsaved is not None:  # asking again would use the old refresh token twice
-            return self._keep(*self._unsaved)
+            return self._save_new(*self._unsaved)
         for _ in range(POLLS):
-            stored = self._load()
-            old = self._start(stored)
-            if old is None and self._set is not None:
-                return self._set  # another process refreshed it
-            if old is not None and not self._is_claimed(old):
-                claim = self._claim(old)
-                if self._save(stored, claim):
-                    self._mine = claim
-                    return self._exchange(old, claim)
-            elif self._set is not None and self._good(margin=False):
-                return self._set  # another process is at it, and ours is good until then
+            stored = self._load_set()
+            if good := self._good_tokens(self._settings.skew):
+                return good  # another process refreshed it
+            old = self._settings.renewable(stored)
+            if old == self._claim or not old.is_claimed(self._clock()):
+                claim = old.claimed(self._clock())
+                if self._save_set(stored, claim):
+                    self._claim = claim
+                    return self._ask_provider(old, claim)
+            elif good := self._good_tokens(skew=0):
+                return good  # another process is at it, and ours is good until then
             self._sleep(POLL_SECONDS)
         raise RefreshFailed("another process did not finish its refresh")
 
-    def _exchange(self, old: TokenSet, claim: TokenSet) -> TokenSet:
-        sent_at, begun = self._clock(), self._monotonic()
+    def _ask_provider(self, old: TokenSet, claim: TokenSet) -> TokenSet:
+        sent_at = self._clock()
+        begun = self._monotonic()
         try:
-            new = self._parsed(self._post(old), old, sent_at)
+            new = read_answer(self._post_request(old), old, sent_at)
         except InvalidGrant:
-            if not self._save(claim, None):
-                return self._changed()
+            if not self._save_set(claim, None):
+                return self._use_changed_set()
             self._held = None
             raise ReauthRequired("the grant has ended: somebody has to sign in again") from None
         except RefreshFailed:
-            self._save(claim, old)  # the next one need not wait for the lease
+            self._save_set(claim, old)  # the next one need not wait for the lease
             raise
-        self._unsaved = (claim, new)
-        kept = self._keep(claim, new)
-        if kept is new and new.life is not None:
-            self._adopt(new, begun + new.life)
-        return kept
+        self._unsaved = (claim, HeldTokens.from_answer(new, begun))
+        return self._save_new(*self._unsaved)
 
-    def _keep(self, claim: TokenSet, new: TokenSet) -> TokenSet:
+    def _save_new(self, claim: TokenSet, new: HeldTokens) -> TokenSet:
         """Save first, hand out second: after a crash the old refresh token is worth nothing."""
-        saved = self._save(claim, new)
+        saved = self._save_set(claim, new.tokens)
         self._unsaved = None
-        return self._adopt(new) if saved else self._changed()
+        if not saved:
+            return self._use_changed_set()
+        self._held = new
+        return new.tokens
 
-    def _changed(self) -> TokenSet:
+    def _use_changed_set(self) -> TokenSet:
         """Use the set that somebody else stored during our refresh."""
-        if self._start(self._load()) is None and self._set is not None:
-            return self._set
+        stored = self._load_set()
+        if good := self._good_tokens(self._settings.skew):
+            return good
+        self._settings.renewable(stored)
         raise RefreshFailed("the stored token set was changed during the refresh")
 
-    def _post(self, old: TokenSet) -> httpx2.Response:
+    def _post_request(self, old: TokenSet) -> httpx2.Response:
+        request = self._settings.token_request(old)
         try:
-            return self._http.post(self._url, timeout=self._timeout, **self._request(old))
+            return self._http.post(
+                self._settings.token_url, timeout=self._settings.timeout, **request
+            )
         except httpx2.HTTPError as error:  # "from None": the cause has the request
             raise RefreshFailed(f"the token endpoint: {type(error).__name__}") from None
 
-    def _load(self) -> TokenSet | None:
+    def _load_set(self) -> TokenSet | None:
+        """Return what is stored, and hold it if another process has stored it."""
         try:
-            return self._store.load()
+            stored = self._store.load()
         except Exception as error:  # whatever kind of store it is
             raise RefreshFailed(f"the token store: {type(error).__name__}") from None
+        now, monotonic = self._clock(), self._monotonic()
+        self._held = held_after(self._held, stored, now=now, monotonic=monotonic)
+        return stored
 
-    def _save(self, old: TokenSet | None, new: TokenSet | None) -> bool:
+    def _save_set(self, old: TokenSet | None, new: TokenSet | None) -> bool:
         try:
             return self._store.save(old, new)
         except Exception as error:  # whatever kind of store it is
@@ -201,14 +260,14 @@ class RefreshingAuth(httpx2.Auth):
     def __init__(self, manager: TokenManager, *, origin: str) -> None:
         if not is_secure(origin):
             raise ValueError("origin must begin with https://")
-        url = httpx2.URL(origin)
-        self._manager, self._origin = manager, (url.scheme, url.host, url.port)
+        self._manager = manager
+        self._origin = origin_of(httpx2.URL(origin))
 
     def sync_auth_flow(
         self, request: httpx2.Request
     ) -> Generator[httpx2.Request, httpx2.Response, None]:
         """Do what httpx2 asks of an `Auth`."""
-        if (request.url.scheme, request.url.host, request.url.port) != self._origin:
+        if origin_of(request.url) != self._origin:
             yield request
             return
         used = self._manager.token()

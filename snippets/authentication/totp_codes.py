@@ -28,9 +28,12 @@ def code_at(secret: str, step: int, digits: int = 6) -> str:
     """Return the code of one time step: `step` is seconds since 1970, divided by 30 and cut.
 
     Raises:
-        ValueError: The secret is no base32 of 128 bits or more. The message does not hold it.
+        ValueError: The secret is no base32 of 128 bits or more, or `digits` is not 6, 7 or 8. The
+            message does not hold the secret.
     """
-    digest = hmac.digest(_key(secret), struct.pack(">Q", step), "sha1")
+    if not _is_one_of(digits, 6, 7, 8):
+        raise ValueError(f"digits must be 6, 7 or 8, got {digits!r}")
+    digest = hmac.digest(_key_bytes(secret), struct.pack(">Q", step), "sha1")
     offset = digest[-1] & 0xF
     number = struct.unpack_from(">I", digest, offset)[0] & 0x7FFFFFFF
     return str(number % 10**digits).zfill(digits)
@@ -51,8 +54,8 @@ def match_step(secret: str, code: str, now: float, window: int = 1) -> int | Non
     Raises:
         ValueError: As for `code_at`, or the window is another.
     """
-    if window not in (0, 1, 2):
-        raise ValueError("the window is 0, 1 or 2 steps: each more is another code to guess")
+    if not _is_one_of(window, 0, 1, 2):  # each more is another code to guess
+        raise ValueError(f"window must be 0, 1 or 2 steps, got {window!r}")
     typed = code.replace(" ", "") if isinstance(code, str) else ""
     given = typed if _CODE.fullmatch(typed) else ""
     step = int(now // PERIOD)
@@ -78,13 +81,17 @@ def provisioning_uri(secret: str, account: str, issuer: str) -> str:
     for name, text in (("account", account), ("issuer", issuer)):
         if not text.strip() or ":" in text or not text.isprintable():
             raise ValueError(f"{name} must be printable text without a colon")
-    _key(secret)
+    _key_bytes(secret)
     label, of = quote(account, safe=""), quote(issuer, safe="")
     parameters = f"secret={secret}&issuer={of}&algorithm=SHA1&digits=6&period={PERIOD}"
     return f"otpauth://totp/{of}:{label}?{parameters}"
 
 
-def _key(secret: str) -> bytes:
+def _is_one_of(value: object, *allowed: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value in allowed
+
+
+def _key_bytes(secret: str) -> bytes:
     try:
         key = base64.b32decode(secret)
     except (ValueError, TypeError):  # and "from None": the cause may hold the secret

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from starlette.requests import Request
 
 from bench.kit import Table, compare, ratio_table, version
-from oidc import OidcClient, challenge
+from oidc_client import OidcClient, challenge
 from servers.oidc import OidcProvider, _Code
 
 ID, REDIRECT = "our-client", "https://shop.example/callback"

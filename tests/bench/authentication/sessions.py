@@ -14,7 +14,7 @@ from starsessions.stores.redis import RedisStore
 
 from bench.kit import Table, compare, version
 from servers.valkey import Valkey
-from sessions import SessionStore, connect
+from sessions_async import AsyncSessionStore, connect
 
 DATA = {"name": "Ada", "cart": [{"sku": f"sku-{n}", "count": n} for n in range(10)], "theme": "dark"}
 
@@ -25,7 +25,7 @@ def tables() -> list[Table]:
     try:
         with asyncio.Runner() as runner:
             client = connect(server.url, timeout=5)
-            ours = SessionStore(client)
+            ours = AsyncSessionStore(client)
             token = runner.run(ours.create("ada", DATA)).token
             theirs, name = RedisStore(connection=client), secrets.token_hex(16)
             peer = version("starsessions")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +12,10 @@ from authlib.integrations.httpx_client import AsyncOAuth2Client
 from pydantic import SecretStr
 
 from bench.kit import Table, compare, version
+from harness.tls import NOBODY
 from patterns.authentication.token_refresh_kit import CANARY, CLIENT_ID, Provider
-from token_core import TokenSet
-from token_manager import TokenManager
+from token_manager_async import AsyncTokenManager
+from token_manager_core import TokenSet
 
 SIMPLE = "client"  # Authlib does not form-encode what it sends as Basic
 
@@ -41,22 +41,23 @@ def tables() -> list[Table]:
     provider = Provider()
     provider.in_form, provider.slow = True, 0.02
     url = f"{provider.url}/token"
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         with asyncio.Runner() as runner:
 
-            async def ours(http: httpx2.AsyncClient, first: TokenSet) -> TokenManager:
-                return TokenManager(Memory(first), url, CLIENT_ID, SecretStr(CANARY), http=http, secret_in_form=True)
+            async def ours(http: httpx2.AsyncClient, first: TokenSet) -> AsyncTokenManager:
+                return AsyncTokenManager(
+                    Memory(first), url, CLIENT_ID, SecretStr(CANARY), http=http, secret_in_form=True
+                )
 
             def theirs(first: TokenSet) -> Any:
                 token: dict[str, Any] = {"access_token": first.access_token, "refresh_token": first.refresh_token}
                 token |= {"token_type": "Bearer", "expires_at": int(first.expires_at or 0)}
-                options = {"token_endpoint": url, "token_endpoint_auth_method": "client_secret_post", "verify": tls}
+                options = {"token_endpoint": url, "token_endpoint_auth_method": "client_secret_post", "verify": NOBODY}
                 return AsyncOAuth2Client(CLIENT_ID, CANARY, token=token, **options)
 
             async def hot(count: int) -> dict[str, Any]:
                 good = provider.sign_in(expires_at=time.time() + 3_600, life=3_600)
-                async with httpx2.AsyncClient(verify=tls) as http, theirs(good) as client:
+                async with httpx2.AsyncClient(verify=NOBODY) as http, theirs(good) as client:
                     manager = await ours(http, good)
 
                     async def mine() -> None:
@@ -84,7 +85,7 @@ def tables() -> list[Table]:
                 provider.hits.clear()
                 old = provider.sign_in(expires_at=time.time() - 1, life=3_600)
                 limits = httpx2.Limits(max_connections=200)
-                async with httpx2.AsyncClient(verify=tls, limits=limits) as http, theirs(old) as client:
+                async with httpx2.AsyncClient(verify=NOBODY, limits=limits) as http, theirs(old) as client:
                     manager = await ours(http, old)
 
                     async def ask() -> str:

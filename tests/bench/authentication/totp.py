@@ -8,7 +8,7 @@ import time
 import pyotp
 
 from bench.kit import Table, compare, ratio_table, version
-from totp import match_step, new_secret
+from totp_codes import match_step, new_secret
 
 
 def tables() -> list[Table]:

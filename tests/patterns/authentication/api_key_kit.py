@@ -60,16 +60,6 @@ class Store:
         self.written += done.rowcount
 
 
-class Clock:
-    """Seconds that pass when told to."""
-
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def application(store: Any, clock: Callable[[], float] = lambda: NOW, pepper: bytes | None = None) -> FastAPI:
     """Make an application with an open and a scoped route."""
     app = FastAPI()

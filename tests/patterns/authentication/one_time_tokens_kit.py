@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -13,8 +13,9 @@ from fastapi import FastAPI
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from one_time_core import SCHEMA
-from one_time_tokens import OneTimeTokens
+from harness.clock import Clock
+from one_time_tokens_async import AsyncOneTimeTokens
+from one_time_tokens_core import SCHEMA
 from reset_routes import Account, ResetSettings, reset_routes, send_reset
 
 NOW = 1_800_000_000.0
@@ -23,16 +24,6 @@ CREATE TABLE IF NOT EXISTS users (id text PRIMARY KEY, address text NOT NULL UNI
 CREATE TABLE IF NOT EXISTS sessions (user_id text NOT NULL);
 """
 SETTINGS = ResetSettings("https://shop.example")
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def hashed(password: str) -> str:
@@ -56,28 +47,31 @@ class Users:
             raise ValueError("a password has at least 15 characters <here>")
         await db.execute("UPDATE users SET hash = %s WHERE id = %s", (hashed(password), subject))
         await db.execute("DELETE FROM sessions WHERE user_id = %s", (subject,))
-        await OneTimeTokens(db).revoke_all("reset-password", subject)
+        await AsyncOneTimeTokens(db).revoke_all("reset-password", subject)
 
 
 class Site:
     """The application, its hooks, its worker, and what a test wants to see of them."""
 
     def __init__(self, url: str) -> None:
-        self.url, self.clock, self.users = url, Clock(), Users()
+        self.url, self.clock, self.users = url, Clock(NOW), Users()
+        self.lent = 0  # how often the application took a connection
         self.asked: list[str] = []
         self.queue: list[str] = []
         self.mails: list[tuple[str, str]] = []
         self.limit = 1_000
         self.app = FastAPI(lifespan=self._lifespan)
-        router = reset_routes(
-            lambda: self.pool.connection(), self.users, allow=self._allow, enqueue=self._enqueue, clock=self.clock
-        )
+        router = reset_routes(self._connect, self.users, allow=self._allow, enqueue=self._enqueue, clock=self.clock)
         self.app.include_router(router)
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         async with AsyncConnectionPool(self.url, min_size=2, max_size=10, open=False) as self.pool:
             yield
+
+    def _connect(self) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
+        self.lent += 1
+        return self.pool.connection()
 
     async def _allow(self, address: str) -> bool:
         self.asked.append(address)
@@ -106,7 +100,7 @@ class Site:
 
     def reset(self) -> None:
         """Begin anew: one user with two sessions, another with one, no tokens."""
-        self.clock.now, self.limit = NOW, 1_000
+        self.clock.now, self.limit, self.lent = NOW, 1_000, 0
         for seen in (self.asked, self.queue, self.mails):
             seen.clear()
         with psycopg.connect(self.url, autocommit=True) as db:

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 
-from session_core import Session
 from session_http import clear_cookie, csrf_guard, current_session, set_cookie, token_of
-from sessions import SessionStore
+from sessions_async import AsyncSessionStore
+from sessions_core import Session
 
 
 def create_app() -> FastAPI:
-    store = SessionStore.from_env()
+    store = AsyncSessionStore.from_env()
     in_memory: dict[str, str] = {}  # the naive store, one for each process
 
     @asynccontextmanager

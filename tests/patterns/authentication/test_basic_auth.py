@@ -1,5 +1,4 @@
 """Proves docs/patterns/authentication/basic-auth.md: the header, and the server that reads it."""
-# ruff: noqa: E402, F811 -- the section a reader copies, at the end, brings its own imports
 
 from __future__ import annotations
 
@@ -240,7 +239,7 @@ def test_every_malformed_header_is_a_401_with_a_challenge_and_never_a_500(header
     assert hasher.verified == []
 
 
-def test_a_wrong_password_and_an_unknown_user_get_the_same_answer_for_one_verification_each() -> None:
+def test_a_wrong_password_and_an_unknown_user_get_one_answer_for_one_verification() -> None:
     hasher = Hasher(CHEAP)
     app = application({"ada": CHEAP.hash("right")}, hasher)
     answers = [get(app, basic_header(user, "wrong")) for user in ("ada", "eve")]
@@ -321,6 +320,12 @@ def test_of_parallel_logins_no_more_than_max_parallel_are_verified_at_a_time() -
     assert len(hasher.verified) == 20
 
 
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, float("nan"), float("inf"), None])
+def test_a_number_of_verifications_that_is_none_stops_the_start(value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^max_parallel must be a whole number over 0, got {value!r}$"):
+        application({}, max_parallel=value)
+
+
 @pytest.mark.parametrize("realm", ["", 'a"b', "a\\b", "a\r\nX: 1", "größe", "a\n"])
 def test_a_realm_that_would_break_the_challenge_is_refused(realm: str) -> None:
     async def nobody(name: str) -> str | None:
@@ -374,40 +379,3 @@ def test_no_password_is_in_any_log_answer_or_text_of_the_server(caplog: pytest.L
     assert "Basic authentication failed" in output
     assert "CANARY" not in output
     assert b64("ada:CANARY") not in output
-
-
-# --8<-- [start:own]
-from argon2 import PasswordHasher
-from fastapi import Depends, FastAPI
-from starlette.testclient import TestClient
-
-from basic_client import basic_header
-from basic_server import BasicAuth
-
-
-def test_my_endpoint_wants_a_password() -> None:
-    hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)  # small, for the test
-    stored = {"ada": hasher.hash("pässwörd")}
-
-    async def lookup(name: str) -> str | None:
-        return stored.get(name)
-
-    app = FastAPI()
-    auth = BasicAuth("internal", lookup, hasher=hasher)
-
-    @app.get("/metrics", dependencies=[Depends(auth)])
-    def metrics() -> str:
-        return "up 1"
-
-    client = TestClient(app)
-
-    def status(user: str, password: str) -> int:
-        headers = {"Authorization": basic_header(user, password)}
-        return client.get("/metrics", headers=headers).status_code
-
-    assert status("ada", "pässwörd") == 200
-    assert status("ada", "wrong") == status("eve", "pässwörd") == 401
-    assert client.get("/metrics").headers["www-authenticate"].startswith("Basic realm=")
-
-
-# --8<-- [end:own]

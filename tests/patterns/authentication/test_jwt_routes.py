@@ -1,9 +1,7 @@
 """Proves docs/patterns/authentication/jwt.md: protected routes, under a real uvicorn."""
-# ruff: noqa: E402, F811 -- the section a reader copies, at the end, brings its own imports
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -12,6 +10,7 @@ import httpx2
 import pytest
 from fastapi import Depends, FastAPI
 
+from harness.tls import NOBODY
 from jwt_fastapi import require_token
 from jwt_keys import KeyRing, SigningKey
 from jwt_tokens import Claims, Issuer, Verifier
@@ -37,7 +36,7 @@ async def orders(claims: Annotated[Claims, Depends(require_token(verifier, "read
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx2.Client]:
     server = Uvicorn(app)
-    with httpx2.Client(base_url=server.url, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)) as running:
+    with httpx2.Client(base_url=server.url, verify=NOBODY) as running:
         yield running
     server.stop()
 
@@ -113,38 +112,3 @@ def test_a_token_in_the_address_is_not_looked_at(client: httpx2.Client) -> None:
 
 def test_a_token_with_bytes_that_are_no_text_is_a_401(client: httpx2.Client) -> None:
     assert client.get("/me", headers={b"Authorization": b"Bearer \xff.\xe9.x"}).status_code == 401
-
-
-# The test a reader copies, for their own routes.
-
-
-# --8<-- [start:own]
-import time
-
-from starlette.testclient import TestClient
-
-from jwt_keys import KeyRing, SigningKey
-from jwt_tokens import Issuer
-
-
-def test_my_route_opens_only_to_a_token_of_ours() -> None:
-    # `app` is your application; RING, ISSUER and AUDIENCE are what its verifier was made with.
-    def token(ring: KeyRing = RING, audience: str = AUDIENCE, age: float = 0, scope: str = "read orders") -> str:
-        made = Issuer(ring, ISSUER, audience, clock=lambda: time.time() - age)
-        return made.issue("ada", scopes=scope.split())
-
-    strangers = KeyRing("k", [SigningKey.generate("k")])
-    expected = {
-        token(): 200,
-        token(scope="read"): 403,
-        token(age=3_600): 401,
-        token(audience="https://other.example"): 401,
-        token(strangers): 401,
-        "": 401,
-    }
-    with TestClient(app) as client:
-        for sent, status in expected.items():
-            assert client.get("/orders", headers={"Authorization": f"Bearer {sent}"}).status_code == status
-
-
-# --8<-- [end:own]

@@ -1,5 +1,4 @@
 """Proves docs/patterns/authentication/oauth2-login.md: a sign-in that nobody else can begin, finish or replay."""
-# ruff: noqa: E402, F811 -- the section a reader copies, at the end, brings its own imports
 
 from __future__ import annotations
 
@@ -11,12 +10,11 @@ import hashlib
 import logging
 import re
 import secrets
-import ssl
 import time
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
-from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import httpx2
 import pytest
@@ -31,9 +29,10 @@ from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import Response
 
+from harness.tls import NOBODY
 from id_token import Identity, LoginForged
 from login_routes import FAILED, LATER, login_router
-from oidc import (
+from oidc_client import (
     GOOGLE,
     LoginRejected,
     OidcClient,
@@ -46,7 +45,6 @@ from servers.oidc import LEFT_OUT, OidcProvider
 
 CLIENT_ID, CANARY = "our client", "cañary+secret/%" + "k" * 24
 REDIRECT = "https://shop.example/callback"
-NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loading the system's authorities takes longer than a proof
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +110,7 @@ class Shop:
 
     async def consent(self, url: str, login: str = "ada") -> str:
         """Sign in at the provider; return the callback's address."""
-        async with httpx2.AsyncClient(verify=NO_TLS) as plain:
+        async with httpx2.AsyncClient(verify=NOBODY) as plain:
             answer = await plain.get(f"{url}&login={login}")
         assert answer.status_code == 303, answer.text
         return answer.headers["location"]
@@ -123,7 +121,7 @@ class Shop:
 
 @contextlib.asynccontextmanager
 async def open_shop(provider: OidcProvider, **options: Any) -> AsyncIterator[Shop]:
-    async with httpx2.AsyncClient(verify=NO_TLS) as http:
+    async with httpx2.AsyncClient(verify=NOBODY) as http:
         yield Shop(provider, http, **options)
 
 
@@ -291,7 +289,7 @@ async def test_finish_refuses_a_pending_attempt_whose_state_is_empty_or_another(
             await shop.oidc.finish({"state": pending.state[:-1] + "é", "code": "c"}, pending)
 
 
-async def test_naive_state_in_a_shared_dictionary_signs_the_victim_into_the_attackers_account(
+async def test_naive_state_in_a_shared_dictionary_signs_the_victim_in_as_the_attacker(
     provider: OidcProvider,
 ) -> None:
     async with open_shop(provider) as shop, shop.browser() as attacker, shop.browser() as victim:
@@ -462,11 +460,11 @@ async def authlib_callback(provider: OidcProvider, **changes: str | None) -> Any
         client_id=provider.client_id,
         client_secret=provider.client_secret,
         server_metadata_url=f"{provider.issuer}/.well-known/openid-configuration",
-        client_kwargs={"scope": "openid email", "code_challenge_method": "S256", "verify": NO_TLS},
+        client_kwargs={"scope": "openid email", "code_challenge_method": "S256", "verify": NOBODY},
     )
     scope: dict[str, Any] = {"type": "http", "method": "GET", "headers": [], "session": {}}
     begun = await client.authorize_redirect(Request(scope), REDIRECT)
-    async with httpx2.AsyncClient(verify=NO_TLS) as plain:
+    async with httpx2.AsyncClient(verify=NOBODY) as plain:
         answer = await plain.get(begun.headers["location"])
     query = urlsplit(changed(answer.headers["location"], **changes)).query
     return await client.authorize_access_token(Request(scope | {"query_string": query.encode()}))
@@ -486,7 +484,7 @@ async def test_naive_use_of_userinfo_crashes_when_openid_was_not_granted(
         token.get("userinfo")["email"]
 
 
-async def test_authlib_reads_the_error_before_the_state_and_ignores_the_issuer_of_the_answer(
+async def test_authlib_reads_the_error_before_the_state_and_ignores_the_answers_issuer(
     provider: OidcProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provider, "client_secret", "plain")
@@ -539,7 +537,7 @@ async def test_a_provider_that_fails_or_hangs_is_a_503_and_the_next_attempt_may_
 
 
 async def test_a_provider_that_cannot_be_reached_is_unavailable() -> None:
-    async with httpx2.AsyncClient(verify=NO_TLS) as http:
+    async with httpx2.AsyncClient(verify=NOBODY) as http:
         client = OidcClient("http://127.0.0.1:1", "id", SecretStr("secret"), REDIRECT, http=http)
         with pytest.raises(ProviderUnavailable, match=r"^/.well-known/openid-configuration: ConnectError$"):
             await client.begin()
@@ -565,7 +563,7 @@ async def test_metadata_of_another_issuer_or_without_https_is_not_followed(
 
 
 async def test_a_token_endpoint_that_redirects_does_not_get_the_code_carried_away(provider: OidcProvider) -> None:
-    async with httpx2.AsyncClient(follow_redirects=True, verify=NO_TLS) as http:
+    async with httpx2.AsyncClient(follow_redirects=True, verify=NOBODY) as http:
         shop = Shop(provider, http)
         seen: list[httpx2.Request] = []
 
@@ -646,20 +644,20 @@ async def test_an_unknown_key_asks_for_the_keys_once_in_30_seconds_at_most(provi
 async def test_a_hundred_sign_ins_at_once_fetch_the_keys_once(provider: OidcProvider) -> None:
     async with open_shop(provider) as shop:
         metadata = await shop.oidc.discover()
-        await asyncio.gather(*(shop.oidc._key(metadata, "key-1") for _ in range(100)))
+        await asyncio.gather(*(shop.oidc._find_key(metadata, "key-1") for _ in range(100)))
         assert provider.hits["/jwks"] == 1
 
 
 async def test_a_key_that_the_provider_withdrew_is_believed_for_an_hour_at_most(provider: OidcProvider) -> None:
     async with open_shop(provider) as shop:
         metadata = await shop.oidc.discover()
-        assert await shop.oidc._key(metadata, "key-1")
+        assert await shop.oidc._find_key(metadata, "key-1")
         provider.key = 2
         shop.later = 3_599.9
-        assert await shop.oidc._key(metadata, "key-1")
+        assert await shop.oidc._find_key(metadata, "key-1")
         shop.later = 3_600
         with pytest.raises(LoginForged, match=r"^the ID token names a key that the provider does not publish$"):
-            await shop.oidc._key(metadata, "key-1")
+            await shop.oidc._find_key(metadata, "key-1")
         await shop.oidc.discover()
         assert provider.hits["/.well-known/openid-configuration"] == 2
         shop.later = -7_200  # a clock that is set back does not keep it longer
@@ -765,7 +763,7 @@ async def test_naive_redirect_uri_of_the_request_follows_the_host_header(provide
 
 async def test_a_redirect_uri_that_differs_by_one_character_is_refused_by_the_provider(provider: OidcProvider) -> None:
     async with open_shop(provider, redirect_uri=REDIRECT + "/") as shop:
-        async with httpx2.AsyncClient(verify=NO_TLS) as plain:
+        async with httpx2.AsyncClient(verify=NOBODY) as plain:
             answer = await plain.get((await shop.oidc.begin()).url)
         assert (answer.status_code, answer.json()) == (400, {"error": "redirect_uri_mismatch"})
 
@@ -778,15 +776,15 @@ async def test_a_redirect_uri_that_differs_by_one_character_is_refused_by_the_pr
 async def test_a_missing_setting_stops_the_start_and_is_named(name: str, value: str | None) -> None:
     environ = {"GOOGLE_CLIENT_ID": "id", "GOOGLE_CLIENT_SECRET": CANARY, "OAUTH_REDIRECT_URI": REDIRECT}
     environ = {k: v for k, v in (environ | {name: value or ""}).items() if k != name or value is not None}
-    async with httpx2.AsyncClient(verify=NO_TLS) as http:
+    async with httpx2.AsyncClient(verify=NOBODY) as http:
         with pytest.raises(RuntimeError, match=rf"^{name} is not set, or is empty$"):
-            OidcClient.google(http, environ)
+            OidcClient.google_from_env(http, environ)
 
 
 async def test_the_settings_for_google_are_read_and_both_of_its_names_accepted() -> None:
     environ = {"GOOGLE_CLIENT_ID": " id ", "GOOGLE_CLIENT_SECRET": f"{CANARY}\n", "OAUTH_REDIRECT_URI": REDIRECT}
-    async with httpx2.AsyncClient(verify=NO_TLS) as http:
-        client = OidcClient.google(http, environ)
+    async with httpx2.AsyncClient(verify=NOBODY) as http:
+        client = OidcClient.google_from_env(http, environ)
         assert client.issuer == GOOGLE == "https://accounts.google.com"
         assert client._accepted == {"https://accounts.google.com", "accounts.google.com"}
         assert (client._id, client._secret.get_secret_value()) == ("id", CANARY)
@@ -802,6 +800,10 @@ async def test_the_settings_for_google_are_read_and_both_of_its_names_accepted()
         ({"redirect_uri": "wss://shop.example/callback"}, "issuer and redirect_uri must begin with https://"),
         ({"redirect_uri": "/callback"}, "issuer and redirect_uri must begin with https://"),
         ({"redirect_uri": "https:///callback"}, "issuer and redirect_uri must begin with https://"),
+        ({"timeout": 0}, "timeout must be a number of seconds over 0, got 0"),
+        ({"timeout": True}, "timeout must be a number of seconds over 0, got True"),
+        ({"timeout": float("nan")}, "timeout must be a number of seconds over 0, got nan"),
+        ({"timeout": float("inf")}, "timeout must be a number of seconds over 0, got inf"),
     ],
 )
 async def test_a_setting_that_cannot_be_meant_stops_the_start(given: dict[str, Any], message: str) -> None:
@@ -811,7 +813,7 @@ async def test_a_setting_that_cannot_be_meant_stops_the_start(given: dict[str, A
         "client_secret": SecretStr(CANARY),
         "redirect_uri": REDIRECT,
     }
-    async with httpx2.AsyncClient(verify=NO_TLS) as http:
+    async with httpx2.AsyncClient(verify=NOBODY) as http:
         OidcClient(**(good | {"redirect_uri": "http://localhost:8000/callback"}), http=http)
         OidcClient(**(good | {"redirect_uri": "http://[::1]:8000/callback"}), http=http)
         with pytest.raises(ValueError, match=f"^{message}$"):
@@ -823,9 +825,10 @@ async def test_a_cookie_key_that_is_missing_or_none_stops_the_start_and_is_not_s
     provider: OidcProvider, key: str | None
 ) -> None:
     async with open_shop(provider) as shop:
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(ValueError if key else RuntimeError) as caught:
             login_router(shop.oidc, shop.start_session, cookie_key=key)
-        assert str(caught.value) == "OAUTH_COOKIE_KEY is not set, or is not a Fernet key"
+        problem = "is not a Fernet key" if key else "is not set, or is empty"
+        assert str(caught.value) == f"OAUTH_COOKIE_KEY {problem}"
         assert CANARY not in "".join(traceback.format_exception(caught.value))
 
 
@@ -897,53 +900,3 @@ async def test_naive_strict_cookie_does_not_come_back_from_the_provider_and_ours
 
 
 # The test a reader copies, for their own application.
-
-
-# --8<-- [start:own]
-from urllib.parse import parse_qs, urlsplit
-
-import httpx2
-from cryptography.fernet import Fernet
-from fastapi import FastAPI
-from pydantic import SecretStr
-from starlette.testclient import TestClient
-
-from login_routes import login_router
-from oidc import OidcClient
-
-
-def provider_that_says(token_answer: dict[str, str]) -> httpx2.MockTransport:
-    """Stand for a provider that knows everybody, and answers the token call with this."""
-    here = "https://provider.example"
-    metadata = {
-        "issuer": here,
-        "authorization_endpoint": f"{here}/authorize",
-        "token_endpoint": f"{here}/token",
-        "jwks_uri": f"{here}/jwks",
-    }
-    answers = {"/token": token_answer, "/jwks": {"keys": []}}
-    return httpx2.MockTransport(lambda request: httpx2.Response(200, json=answers.get(request.url.path, metadata)))
-
-
-def test_my_callback_refuses_what_this_browser_did_not_begin() -> None:
-    http = httpx2.AsyncClient(transport=provider_that_says({"id_token": "e30.e30.e30"}))
-    secret = SecretStr("of this test")
-    oidc = OidcClient("https://provider.example", "id", secret, "https://shop.example/callback", http=http)
-    started: list[object] = []
-
-    async def start_session(request: object, response: object, identity: object) -> None:
-        started.append(identity)
-
-    app = FastAPI()  # yours
-    app.include_router(login_router(oidc, start_session, cookie_key=Fernet.generate_key().decode()))
-    with TestClient(app, base_url="https://shop.example", follow_redirects=False) as browser:
-        sent = parse_qs(urlsplit(browser.get("/login?next=//evil").headers["location"]).query)
-        assert (sent["redirect_uri"], sent["code_challenge_method"]) == (["https://shop.example/callback"], ["S256"])
-        for query in ({}, {"code": "c"}, {"code": "c", "state": "of somebody else"}):
-            assert browser.get("/callback", params=query).status_code == 400
-        # Our own attempt, and a token that nobody signed.
-        assert browser.get("/callback", params={"code": "c", "state": sent["state"][0]}).status_code == 400
-    assert not started
-
-
-# --8<-- [end:own]

@@ -187,7 +187,7 @@ def test_the_key_is_looked_for_by_the_name_in_the_token() -> None:
                 key_id(token)
 
 
-def test_only_the_published_rsa_keys_that_sign_are_kept_and_a_broken_one_spoils_nothing() -> None:
+def test_only_published_rsa_keys_that_sign_are_kept_and_a_broken_one_spoils_nothing() -> None:
     good = jwt.algorithms.RSAAlgorithm.to_jwk(rsa_key(1).public_key(), as_dict=True)
     point = jwt.algorithms.ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True)
     edwards = jwt.algorithms.OKPAlgorithm.to_jwk(ed25519.Ed25519PrivateKey.generate().public_key(), as_dict=True)

@@ -1,20 +1,16 @@
 """Proves docs/patterns/authentication/one-time-tokens.md: a token works once, for one purpose, until it expires."""
-# ruff: noqa: E402, F811 -- the section a reader copies, at the end, brings its own imports
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import dataclasses
 import hashlib
 import inspect
 import logging
 import re
 import secrets
-import threading
+import time
 import traceback
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -25,10 +21,13 @@ from itsdangerous import URLSafeTimedSerializer
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-import one_time_tokens
-import one_time_tokens_sync
-from one_time_core import TokenInfo, TokenInvalid, key_of, new_token
-from patterns.authentication.one_time_tokens_kit import NOW, Clock
+from harness.clock import Clock
+from harness.color import Color
+from harness.waiting import at_once
+from one_time_tokens_async import AsyncOneTimeTokens
+from one_time_tokens_core import TokenInfo, TokenInvalid, key_of, new_token
+from one_time_tokens_sync import OneTimeTokens
+from patterns.authentication.one_time_tokens_kit import NOW
 
 INVALID = r"^this link is not valid, or not any more$"
 
@@ -38,42 +37,31 @@ def url(module_database_url: str) -> str:
     return module_database_url
 
 
-@pytest.fixture(scope="module")
-def loop() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
-        yield runner
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(NOW)
+
+
+def connected(color: Color, url: str, **options: Any) -> Any:
+    """Open a connection of this color, closed with it."""
+    connect: Any = color.pick(psycopg.AsyncConnection.connect, psycopg.connect)
+    return color.closing(color.call(connect, url, **options))
+
+
+def tokens_on(color: Color, db: Any, clock: Clock) -> Any:
+    """Make the tokens of this color, called as if they were sync."""
+    kind: Any = color.pick(AsyncOneTimeTokens, OneTimeTokens)
+    return color.blocking(kind(db, clock=clock))
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-class Looped:
-    """The async twin, called like the sync one."""
-
-    def __init__(self, runner: asyncio.Runner, db: Any, clock: Clock) -> None:
-        self.runner, self.db = runner, db
-        self.tokens = one_time_tokens.OneTimeTokens(db, clock=clock)
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **options: self.runner.run(getattr(self.tokens, name)(*args, **options))
-
-
-@pytest.fixture(params=["async", "sync"])
-def tokens(request: pytest.FixtureRequest, url: str, loop: asyncio.Runner, clock: Clock) -> Iterator[Any]:
-    with psycopg.connect(url, autocommit=True, row_factory=dict_row) as db:  # as a pool of yours may be set
-        sync = one_time_tokens_sync.OneTimeTokens(db, clock=clock)
-        sync.create_table()
-        db.execute("TRUNCATE one_time_tokens")
-        if request.param == "sync":
-            yield sync
-            return
-        connection = loop.run(psycopg.AsyncConnection.connect(url, autocommit=True, row_factory=dict_row))
-        twin = Looped(loop, connection, clock)
-        twin.create_table()
-        yield twin
-        loop.run(connection.close())
+def tokens(color: Color, url: str, clock: Clock) -> Any:
+    db = connected(color, url, autocommit=True, row_factory=dict_row)  # as a pool of yours may be set
+    made = tokens_on(color, db, clock)
+    made.create_table()
+    with psycopg.connect(url, autocommit=True) as plain:
+        plain.execute("TRUNCATE one_time_tokens")
+    return made
 
 
 def refused(call: Any, *args: Any, **options: Any) -> bool:
@@ -120,9 +108,9 @@ def test_the_instant_of_expiry_is_expired(tokens: Any, clock: Clock) -> None:
     assert tokens.consume("reset", token)
 
 
-@pytest.mark.parametrize("ttl", [0, -1, float("inf"), float("nan")])
-def test_a_token_that_would_never_expire_is_not_issued(tokens: Any, ttl: float) -> None:
-    with pytest.raises(ValueError, match=r"^ttl must be a positive number of seconds$"):
+@pytest.mark.parametrize("ttl", [0, -1, True, float("inf"), float("nan"), "60", None])
+def test_a_token_that_would_never_expire_is_not_issued(tokens: Any, ttl: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^ttl must be a number of seconds over 0, got {ttl!r}$"):
         tokens.issue("reset", "ada", ttl=ttl)
     assert tokens.peek("reset", tokens.issue("reset", "ada", ttl=0.5)).expires_at == NOW + 0.5
 
@@ -209,55 +197,37 @@ def test_a_token_that_was_never_issued_is_invalid(tokens: Any) -> None:
 # Several at the same instant.
 
 
-def test_of_fifty_parallel_calls_one_succeeds_async(url: str, loop: asyncio.Runner, tokens: Any, clock: Clock) -> None:
+@pytest.fixture
+def pool(color: Color, url: str) -> Any:
+    """A pool of ten connections of this color."""
+    kind: Any = color.pick(AsyncConnectionPool, ConnectionPool)
+    made = color.closing(kind(url, min_size=10, open=False))
+    color.call(made.open)
+    return made
+
+
+def test_of_fifty_parallel_calls_one_succeeds(color: Color, pool: Any, tokens: Any, clock: Clock) -> None:
     token = tokens.issue("reset", "ada", ttl=60)
 
-    async def main() -> list[Any]:
-        async with AsyncConnectionPool(url, min_size=10, open=False) as pool:
+    def once() -> str:
+        with color.entered(pool.connection()) as db:
+            subject = str(tokens_on(color, db, clock).consume("reset", token).subject)
+            time.sleep(0.01)  # the password is changed here, before the commit
+            return subject
 
-            async def once() -> TokenInfo:
-                async with pool.connection() as db:
-                    info = await one_time_tokens.OneTimeTokens(db, clock=clock).consume("reset", token)
-                    await asyncio.sleep(0.01)  # the password is changed here, before the commit
-                    return info
-
-            return await asyncio.gather(*(once() for _ in range(50)), return_exceptions=True)
-
-    outcomes = loop.run(main())
-    assert [outcome.subject for outcome in outcomes if isinstance(outcome, TokenInfo)] == ["ada"]
+    outcomes = at_once(50, once)
+    assert [outcome for outcome in outcomes if isinstance(outcome, str)] == ["ada"]
     assert sum(isinstance(outcome, TokenInvalid) for outcome in outcomes) == 49
 
 
-def test_of_fifty_parallel_calls_one_succeeds_sync(url: str, tokens: Any, clock: Clock) -> None:
-    token = tokens.issue("reset", "ada", ttl=60)
-    with ConnectionPool(url, min_size=10) as pool, concurrent.futures.ThreadPoolExecutor(50) as threads:
-        gate = threading.Barrier(50)
-
-        def once(_: int) -> str:
-            gate.wait()
-            try:
-                with pool.connection() as db:
-                    return one_time_tokens_sync.OneTimeTokens(db, clock=clock).consume("reset", token).subject
-            except TokenInvalid:
-                return "invalid"
-
-        outcomes = list(threads.map(once, range(50)))
-    assert sorted(outcomes) == ["ada"] + ["invalid"] * 49
-
-
 def test_of_tokens_issued_at_the_same_instant_the_last_one_alone_is_good(
-    url: str, loop: asyncio.Runner, tokens: Any, clock: Clock
+    color: Color, pool: Any, tokens: Any, clock: Clock
 ) -> None:
-    async def main() -> list[str]:
-        async with AsyncConnectionPool(url, min_size=5, open=False) as pool:
+    def once() -> str:
+        with color.entered(pool.connection()) as db:
+            return str(tokens_on(color, db, clock).issue("reset", "ada", ttl=60))
 
-            async def once() -> str:
-                async with pool.connection() as db:
-                    return await one_time_tokens.OneTimeTokens(db, clock=clock).issue("reset", "ada", ttl=60)
-
-            return await asyncio.gather(*(once() for _ in range(10)))
-
-    issued = loop.run(main())
+    issued = at_once(10, once)
     good = 0
     for token in issued:
         try:
@@ -283,24 +253,17 @@ def test_naive_check_and_then_update_lets_two_requests_both_win(url: str, tokens
 
 
 def test_a_token_is_as_good_as_before_when_its_transaction_is_rolled_back(
-    url: str, loop: asyncio.Runner, tokens: Any, clock: Clock
+    color: Color, pool: Any, tokens: Any, clock: Clock
 ) -> None:
     token = tokens.issue("reset", "ada", ttl=60)
 
-    def blocking() -> None:
-        with psycopg.connect(url) as db:
-            one_time_tokens_sync.OneTimeTokens(db, clock=clock).consume("reset", token)
+    def reset() -> None:
+        with color.entered(pool.connection()) as db:
+            tokens_on(color, db, clock).consume("reset", token)
             _ = 1 / 0  # the password could not be stored
 
-    async def main() -> None:
-        async with await psycopg.AsyncConnection.connect(url) as db:
-            await one_time_tokens.OneTimeTokens(db, clock=clock).consume("reset", token)
-            _ = 1 / 0
-
     with pytest.raises(ZeroDivisionError):
-        blocking()
-    with pytest.raises(ZeroDivisionError):
-        loop.run(main())
+        reset()
     assert tokens.consume("reset", token)
 
 
@@ -329,25 +292,19 @@ def test_naive_uuid1_tokens_are_guessed_from_one_before_and_one_after() -> None:
 
 def test_both_twins_have_the_same_methods_and_arguments() -> None:
     for name in ("create_table", "issue", "peek", "consume", "revoke_all", "purge"):
-        one = inspect.signature(getattr(one_time_tokens.OneTimeTokens, name))
-        two = inspect.signature(getattr(one_time_tokens_sync.OneTimeTokens, name))
+        one = inspect.signature(getattr(AsyncOneTimeTokens, name))
+        two = inspect.signature(getattr(OneTimeTokens, name))
         assert one == two
 
 
-def test_the_real_clock_is_the_default(url: str, loop: asyncio.Runner, tokens: Any) -> None:
+def test_the_real_clock_is_the_default(color: Color, url: str, tokens: Any) -> None:
+    kind: Any = color.pick(AsyncOneTimeTokens, OneTimeTokens)
+    real = color.blocking(kind(connected(color, url, autocommit=True)))
+    assert real.consume("a", real.issue("a", "b", ttl=60))
+    late = real.issue("a", "b", ttl=60)
     with psycopg.connect(url, autocommit=True) as db:
-        real = one_time_tokens_sync.OneTimeTokens(db)
-        assert real.consume("a", real.issue("a", "b", ttl=60))
-        late = real.issue("a", "b", ttl=60)
         db.execute("UPDATE one_time_tokens SET expires_at = expires_at - 61")
-        assert refused(real.consume, "a", late)
-
-    async def main() -> None:
-        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as db:
-            real = one_time_tokens.OneTimeTokens(db)
-            assert await real.consume("a", await real.issue("a", "b", ttl=60))
-
-    loop.run(main())
+    assert refused(real.consume, "a", late)
 
 
 def test_no_token_binding_or_payload_is_in_any_text_or_traceback(tokens: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -370,34 +327,3 @@ def test_no_token_binding_or_payload_is_in_any_text_or_traceback(tokens: Any, ca
     assert "subject='ada'" in output
     assert "CANARY" not in output
     assert token not in output
-
-
-# --8<-- [start:own]
-import psycopg
-import pytest
-
-from one_time_core import TokenInvalid
-from one_time_tokens_sync import OneTimeTokens
-
-
-def test_my_invitation_works_once(database_url: str) -> None:
-    now = 1_800_000_000.0
-    with psycopg.connect(database_url) as db:
-        tokens = OneTimeTokens(db, clock=lambda: now)
-        tokens.create_table()
-        token = tokens.issue("invite", "team-7", ttl=3_600, payload={"role": "editor"})
-
-        assert tokens.peek("invite", token).payload == {"role": "editor"}
-        with pytest.raises(TokenInvalid):
-            tokens.consume("reset-password", token)  # another purpose
-        assert tokens.consume("invite", token).subject == "team-7"
-        with pytest.raises(TokenInvalid):
-            tokens.consume("invite", token)  # used
-
-        late = tokens.issue("invite", "team-7", ttl=3_600)
-        now += 3_600
-        with pytest.raises(TokenInvalid):
-            tokens.consume("invite", late)
-
-
-# --8<-- [end:own]

@@ -1,11 +1,9 @@
 """Proves docs/patterns/authentication/sessions.md: the cookie, the two dependencies, and two worker processes."""
-# ruff: noqa: E402, F811 -- the section a reader copies, at the end, brings its own imports
 
 from __future__ import annotations
 
 import contextlib
 import os
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,12 @@ import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from starlette.testclient import TestClient
 
+from harness.tls import NOBODY
 from patterns.authentication.sessions_app import create_app
 from servers.http import UvicornProcess
-from session_core import Session
 from session_http import COOKIE, clear_cookie, csrf_guard, current_session, set_cookie, token_of
-from sessions import SessionStore, connect
+from sessions_async import AsyncSessionStore, connect
+from sessions_core import Session
 
 NOW = 1_800_000_000.0
 TOKEN = "t" * 43
@@ -180,11 +179,11 @@ def test_what_is_no_session_is_a_401_and_no_error(client: TestClient) -> None:
 def test_a_redis_that_is_down_is_a_503_on_protected_routes_and_shows_no_stack(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    store = SessionStore(connect("redis://127.0.0.1:1/0"))
+    current = Depends(current_session(AsyncSessionStore(connect("redis://127.0.0.1:1/0"))))
     app = FastAPI()
 
     @app.get("/me")
-    async def me(session: Session = Depends(current_session(store))) -> str:  # noqa: B008 -- as FastAPI wants it
+    async def me(session: Session = current) -> str:
         return session.user_id
 
     with TestClient(app) as client:
@@ -220,14 +219,12 @@ def two_workers(valkey_url: str) -> Iterator[str]:
     server.stop()
 
 
-def test_naive_sessions_in_memory_log_people_out_at_random_with_two_workers_and_ours_do_not(
+def test_naive_sessions_in_memory_log_people_out_with_two_workers_and_ours_do_not(
     two_workers: str,
 ) -> None:
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
     def ask(method: str, path: str, token: str = "") -> httpx2.Response:
         # A connection each: the kernel gives it to either process.
-        with httpx2.Client(base_url=two_workers, verify=tls) as client:
+        with httpx2.Client(base_url=two_workers, verify=NOBODY) as client:
             return client.request(method, path, headers={"cookie": f"{COOKIE}={token}"} if token else {})
 
     answer = ask("POST", "/login/ada")
@@ -243,38 +240,3 @@ def test_naive_sessions_in_memory_log_people_out_at_random_with_two_workers_and_
     assert list(seen.values()) == [None]  # the dictionary of the other process knows nobody
     assert ask("POST", "/logout-everywhere", token).status_code == 200
     assert {ask("GET", "/me", token).status_code for _ in range(12)} == {401}
-
-
-# The test a reader copies, for their own application.
-
-
-@pytest.fixture
-def app(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
-    monkeypatch.setenv("REDIS_URL", f"{valkey_url}?socket_timeout=5")
-    return create_app()
-
-
-# --8<-- [start:own]
-from fastapi import FastAPI
-from starlette.testclient import TestClient
-
-from session_http import COOKIE
-
-
-def test_my_logout_ends_the_session_and_not_only_the_cookie(app: FastAPI) -> None:
-    # `app` is a fixture that makes your application, with REDIS_URL set to a Redis for tests.
-    with TestClient(app, base_url="https://shop.example") as browser:
-        assert browser.get("/me").status_code == 401
-        browser.cookies.set(COOKIE, "p" * 43, domain="shop.example")  # planted by somebody
-        browser.post("/login/ada")
-        stolen = browser.cookies[COOKIE]
-        assert stolen != "p" * 43
-        assert browser.get("/me").status_code == 200
-        evil = {"Sec-Fetch-Site": "cross-site"}
-        assert browser.post("/logout-everywhere", headers=evil).status_code == 403
-        assert browser.post("/logout-everywhere").status_code == 200
-        browser.cookies.clear()
-        assert browser.get("/me", headers={"cookie": f"{COOKIE}={stolen}"}).status_code == 401
-
-
-# --8<-- [end:own]

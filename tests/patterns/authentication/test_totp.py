@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from totp import code_at, match_step, new_secret, provisioning_uri
+from totp_codes import code_at, match_step, new_secret, provisioning_uri
 
 RFC = base64.b32encode(b"12345678901234567890").decode()  # the SHA-1 secret of RFC 6238, appendix B
 NOW = 1_795_000_000.0
@@ -59,11 +59,20 @@ def test_the_window_is_counted_in_steps_and_is_small() -> None:
         if window:
             assert match_step(secret, code, NOW, window - 1) is None
     for window in (-1, 3, 1000):
-        with pytest.raises(ValueError, match="0, 1 or 2"):
+        with pytest.raises(ValueError, match=rf"^window must be 0, 1 or 2 steps, got {window!r}$"):
             match_step(secret, "000000", NOW, window)
 
 
-def test_naive_window_of_nothing_fails_a_phone_that_is_20_seconds_off_and_a_wide_one_is_easy_to_guess() -> None:
+@pytest.mark.parametrize("value", [True, 1.0, float("nan"), float("inf"), "1", None])
+def test_a_window_or_a_number_of_digits_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^window must be 0, 1 or 2 steps, got {value!r}$"):
+        match_step(new_secret(), "000000", NOW, value)
+    for digits in (value, 5, 9):
+        with pytest.raises(ValueError, match=rf"^digits must be 6, 7 or 8, got {digits!r}$"):
+            code_at(new_secret(), 1, digits)
+
+
+def test_naive_window_of_nothing_fails_a_slow_phone_and_a_wide_one_is_easy_to_guess() -> None:
     secret = new_secret()
     phone = pyotp.TOTP(secret).at(int(NOW // 30 * 30) - 20)
     at = int(NOW // 30 * 30)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import threading
 import traceback
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -16,22 +14,28 @@ import pyotp
 import pytest
 from cryptography.exceptions import InvalidTag
 
-import second_factor
 import second_factor_async
 import second_factor_core as core
-from patterns.authentication import totp_kit as kit
-from patterns.authentication.totp_kit import NOW, Factor, Pools, Sealed, core_code
-from second_factor import SecondFactor
+import second_factor_sync
+from harness.color import Color
+from harness.waiting import at_once, each_at_once
+from patterns.authentication.totp_kit import NOW, Factor, Sealed, core_code
 from second_factor_async import AsyncSecondFactor
 from second_factor_core import AlreadyEnrolled, NotEnrolled, TooManyAttempts
-from totp import match_step
+from second_factor_sync import SecondFactor
+from totp_codes import match_step
 
-pools = kit.pools
+
+@pytest.fixture(scope="module")
+def url(module_database_url: str) -> str:
+    with psycopg.connect(module_database_url) as db:
+        db.execute(core.SCHEMA)
+    return module_database_url
 
 
-@pytest.fixture(params=["sync", "async"])
-def factor(request: pytest.FixtureRequest, pools: Pools) -> Factor:
-    return Factor(request.param, pools)
+@pytest.fixture
+def factor(color: Color, url: str) -> Factor:
+    return Factor(color, url)
 
 
 def _wrong(secret: str) -> str:
@@ -60,8 +64,8 @@ def test_an_enrollment_counts_only_after_a_code_of_the_app(factor: Factor) -> No
         factor.recovery_codes(user)
     assert factor.confirm(user, _wrong(begun.secret)) is False
     assert factor.confirm(user, code) is True
-    factor.at += 30
-    assert factor.verify(user, core_code(begun.secret, factor.at)) is True
+    factor.clock.now += 30
+    assert factor.verify(user, core_code(begun.secret, factor.clock.now)) is True
 
 
 def test_an_abandoned_enrollment_changes_nothing_and_the_last_one_begun_counts(factor: Factor) -> None:
@@ -74,8 +78,8 @@ def test_an_abandoned_enrollment_changes_nothing_and_the_last_one_begun_counts(f
         factor.begin_enrollment(user, "ada")
     with pytest.raises(NotEnrolled):
         factor.confirm(user, core_code(second, NOW))
-    factor.at += 30
-    assert factor.verify(user, core_code(second, factor.at))
+    factor.clock.now += 30
+    assert factor.verify(user, core_code(second, factor.clock.now))
 
 
 def test_the_code_of_the_enrollment_is_not_the_first_login_code(factor: Factor) -> None:
@@ -99,11 +103,11 @@ def test_a_code_is_taken_once_and_none_from_before_it_afterwards(factor: Factor)
     older, code = core_code(secret, NOW - 30), core_code(secret, NOW)
     assert factor.verify(user, code) is True
     assert factor.verify(user, code) is False
-    factor.at += 25
+    factor.clock.now += 25
     assert factor.verify(user, code) is False
     assert factor.verify(user, older) is False  # within the window, and before the one that was taken
-    factor.at = NOW + 30
-    assert factor.verify(user, core_code(secret, factor.at)) is True
+    factor.clock.now = NOW + 30
+    assert factor.verify(user, core_code(secret, factor.clock.now)) is True
 
 
 def test_naive_pyotp_takes_the_same_code_again_and_again() -> None:
@@ -115,15 +119,15 @@ def test_naive_pyotp_takes_the_same_code_again_and_again() -> None:
 def test_of_twenty_who_bring_one_code_at_once_one_gets_in(factor: Factor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core, "MAX_FAILURES", 100)  # or most would not even be looked at
     user, secret = factor.enrolled()
-    answers = factor.together([("verify", (user, core_code(secret, NOW)))] * 20)
+    answers = at_once(20, lambda: factor.verify(user, core_code(secret, NOW)))
     assert sorted(answers) == [False] * 19 + [True]
 
 
 def test_a_clock_set_back_an_hour_makes_no_old_code_valid(factor: Factor) -> None:
     user, secret = factor.enrolled()
     assert factor.verify(user, core_code(secret, NOW))
-    factor.at -= 3_600
-    assert factor.verify(user, core_code(secret, factor.at)) is False
+    factor.clock.now -= 3_600
+    assert factor.verify(user, core_code(secret, factor.clock.now)) is False
 
 
 # Guesses.
@@ -133,13 +137,13 @@ def test_five_failures_lock_out_right_codes_too_until_the_window_has_passed(fact
     user, secret = factor.enrolled()
     for _ in range(5):
         assert factor.verify(user, _wrong(secret)) is False
-        factor.at += 1
-    assert _retry_after(factor, "verify", user, core_code(secret, factor.at)) == 895
+        factor.clock.now += 1
+    assert _retry_after(factor, "verify", user, core_code(secret, factor.clock.now)) == 895
     assert _retry_after(factor, "use_recovery", user, "AAAA-AAAA-AAAA-AAAA") == 895
-    factor.at = NOW + 899.5
-    assert _retry_after(factor, "verify", user, core_code(secret, factor.at)) == 0.5
-    factor.at = NOW + 900
-    assert factor.verify(user, core_code(secret, factor.at)) is True
+    factor.clock.now = NOW + 899.5
+    assert _retry_after(factor, "verify", user, core_code(secret, factor.clock.now)) == 0.5
+    factor.clock.now = NOW + 900
+    assert factor.verify(user, core_code(secret, factor.clock.now)) is True
 
 
 def test_the_fifth_attempt_may_be_the_right_one_and_success_starts_the_count_anew(factor: Factor) -> None:
@@ -147,8 +151,8 @@ def test_the_fifth_attempt_may_be_the_right_one_and_success_starts_the_count_ane
     for step in range(3):
         for _ in range(4):
             assert factor.verify(user, _wrong(secret)) is False
-        factor.at = NOW + step * 30
-        assert factor.verify(user, core_code(secret, factor.at)) is True
+        factor.clock.now = NOW + step * 30
+        assert factor.verify(user, core_code(secret, factor.clock.now)) is True
     assert not factor.rows("select * from second_factor_attempts where user_id = %(user)s", user)
 
 
@@ -157,7 +161,7 @@ def test_failures_of_more_than_15_minutes_ago_do_not_count(factor: Factor) -> No
     for _ in range(3):
         for _ in range(4):
             assert factor.verify(user, _wrong(secret)) is False
-        factor.at += 900
+        factor.clock.now += 900
     assert factor.rows("select failures, since from second_factor_attempts where user_id = %(user)s", user) == [
         (4, NOW + 1_800)
     ]
@@ -178,31 +182,30 @@ def test_of_many_guesses_at_once_five_are_looked_at(factor: Factor, monkeypatch:
         looked.append(code)
         return match_step(secret, code, now)
 
-    monkeypatch.setattr(second_factor, "match_step", spy)
+    monkeypatch.setattr(second_factor_sync, "match_step", spy)
     monkeypatch.setattr(second_factor_async, "match_step", spy)
     wrong = _wrong(secret)
-    answers = factor.together([("verify", (user, wrong))] * 60)
+    answers = at_once(60, lambda: factor.verify(user, wrong))
     assert len(looked) == 5
     assert answers.count(False) == 5
     assert sum(isinstance(answer, TooManyAttempts) for answer in answers) == 55
 
 
-def test_naive_counting_after_the_look_lets_guesses_at_once_through(pools: Pools) -> None:
+def test_naive_counting_after_the_look_lets_guesses_at_once_through(url: str) -> None:
     user, looked = uuid.uuid4().hex, []
-    with pools.sync.connection() as db:
+    with psycopg.connect(url) as db:
         db.execute("insert into second_factor_attempts values (%s, 0, 0)", [user])
     everybody = threading.Barrier(6)
 
     def naive(guess: int) -> None:
-        with psycopg.connect(pools.url, autocommit=True) as db:
+        with psycopg.connect(url, autocommit=True) as db:
             row = db.execute("select failures from second_factor_attempts where user_id = %s", [user]).fetchone()
             everybody.wait(10)  # what a busy moment does by itself
             if row and row[0] < 5:
                 looked.append(guess)
                 db.execute("update second_factor_attempts set failures = failures + 1 where user_id = %s", [user])
 
-    with ThreadPoolExecutor(6) as threads:
-        list(threads.map(naive, range(6)))
+    each_at_once(naive, range(6))
     assert len(looked) == 6
 
 
@@ -268,7 +271,7 @@ def test_a_recovery_code_is_its_owners_and_used_by_one_of_ten_at_once(factor: Fa
     code = factor.recovery_codes(user)[0]
     factor.recovery_codes(other)
     assert factor.use_recovery(other, code) is False
-    answers = factor.together([("use_recovery", (user, code))] * 5)
+    answers = at_once(5, lambda: factor.use_recovery(user, code))
     assert sorted(answers) == [False] * 4 + [True]
 
 
@@ -303,7 +306,7 @@ def test_naive_table_in_clear_is_all_second_factors_and_all_recovery_codes() -> 
 
 def test_a_secret_moved_to_another_users_row_does_not_decrypt(factor: Factor) -> None:
     (user, _), (thief, own) = factor.enrolled(), factor.enrolled()
-    with factor.pools.sync.connection() as db:
+    with psycopg.connect(factor.url) as db:
         db.execute(
             "update second_factor set secret = (select secret from second_factor where user_id = %s)"
             " where user_id = %s",
@@ -324,8 +327,8 @@ def test_to_disable_it_takes_a_fresh_code_and_wipes_the_secret(factor: Factor) -
     code = core_code(secret, NOW)
     assert factor.verify(user, code)
     assert factor.disable(user, code) is False  # used already
-    factor.at += 30
-    later = core_code(secret, factor.at)
+    factor.clock.now += 30
+    later = core_code(secret, factor.clock.now)
     assert factor.disable(user, f"{later[:3]} {later[3:]}") is True
     assert not factor.rows("select * from second_factor where user_id = %(user)s", user)
     assert not factor.rows("select * from second_factor_recovery where user_id = %(user)s", user)
@@ -341,18 +344,16 @@ def test_a_recovery_code_disables_it_too(factor: Factor) -> None:
         factor.recovery_codes(user)
 
 
-def test_without_the_database_nobody_gets_in() -> None:
+def test_without_the_database_nobody_gets_in(color: Color) -> None:
     class Down:
         def connection(self) -> Any:
             raise psycopg.OperationalError("connection refused")
 
-    plain = SecondFactor(Down(), Sealed(), issuer="Shop")
-    waiting = AsyncSecondFactor(Down(), Sealed(), issuer="Shop")
+    kind: Any = color.pick(AsyncSecondFactor, SecondFactor)
+    factor = color.blocking(kind(Down(), Sealed(), issuer="Shop"))
     for name in ("verify", "use_recovery", "confirm", "disable"):
         with pytest.raises(psycopg.OperationalError):
-            getattr(plain, name)("user", "000000")
-        with pytest.raises(psycopg.OperationalError):
-            asyncio.run(getattr(waiting, name)("user", "000000"))
+            getattr(factor, name)("user", "000000")
 
 
 def test_no_secret_or_code_is_in_a_text_that_leaves_the_module(
@@ -380,41 +381,3 @@ def test_no_secret_or_code_is_in_a_text_that_leaves_the_module(
     assert "without a colon" in text
     for canary in (secret, begun.secret, codes[0], core_code(secret, NOW)):
         assert canary not in text
-
-
-# --8<-- [start:own]
-def test_my_login_takes_a_code_once(database_url: str) -> None:
-    from contextlib import contextmanager
-
-    import psycopg
-    import pyotp  # plays the user's app
-
-    from second_factor import SecondFactor
-    from second_factor_core import SCHEMA
-
-    class Plain:  # yours encrypts
-        def encrypt(self, plain: bytes, *, context: str) -> str:
-            return plain.decode()
-
-        def decrypt(self, token: str, *, context: str) -> bytes:
-            return token.encode()
-
-    class Pool:  # yours is a psycopg_pool.ConnectionPool
-        @contextmanager
-        def connection(self):  # type: ignore[no-untyped-def]
-            with psycopg.connect(database_url) as connection:
-                yield connection
-
-    with psycopg.connect(database_url) as db:
-        db.execute(SCHEMA)
-    now = 1_795_000_000.0
-    factor = SecondFactor(Pool(), Plain(), issuer="Shop", clock=lambda: now)
-    app = pyotp.TOTP(factor.begin_enrollment("ada", "ada@example.com").secret)
-    assert factor.confirm("ada", app.at(int(now)))
-
-    now += 30
-    assert factor.verify("ada", app.at(int(now)))
-    assert not factor.verify("ada", app.at(int(now)))
-
-
-# --8<-- [end:own]

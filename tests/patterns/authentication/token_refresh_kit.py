@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import inspect
 import json
 import secrets
 import sqlite3
-import ssl
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus
@@ -27,13 +24,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-import token_manager
-import token_manager_sync
+from harness.clock import Clock
+from harness.color import Color
+from harness.tls import NOBODY
+from harness.waiting import at_once
 from servers.http import Uvicorn
-from token_core import TokenSet
+from token_manager_async import AsyncRefreshingAuth, AsyncTokenManager
+from token_manager_core import TokenSet
+from token_manager_sync import RefreshingAuth, TokenManager
 
 CLIENT_ID, CANARY = "our client", "canary+secret/%" + "k" * 20
-NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loading the system's authorities takes longer than a proof
 
 
 class Provider:
@@ -194,102 +194,70 @@ class AsyncStore:
         return self.store.save(old, new)
 
 
-class Clock:
-    """Both clocks: `wall` can be set, `mono` only goes forward."""
+class Clocks:
+    """Both clocks: `wall` may be set, `mono` only goes forward."""
 
     def __init__(self) -> None:
-        self.wall, self.mono = 1_800_000_000.0, 1_000.0
+        self.wall, self.mono = Clock(1_800_000_000.0), Clock(1_000.0)
 
     def passes(self, seconds: float) -> None:
-        self.wall += seconds
-        self.mono += seconds
+        self.wall.advance(seconds)
+        self.mono.advance(seconds)
 
 
-class Twin:
-    """A manager of either kind, called the same way: what returns a coroutine is run."""
+class Managed:
+    """A manager in one color, and what it works with. `slept` counts the pauses it made."""
 
-    def __init__(self, module: Any, provider: Provider, store: Store, clock: Clock, **settings: Any) -> None:
-        self.module, self.store, self.clock = module, store, clock
-        self.runner = asyncio.Runner()
-        self.is_async = module is token_manager
-        kind: Any = httpx2.AsyncClient if self.is_async else httpx2.Client
-        self.http = kind(verify=NO_TLS, limits=httpx2.Limits(max_connections=200))
-        secret = None if settings.pop("public", False) else SecretStr(CANARY)
-        self.manager = module.TokenManager(
-            AsyncStore(store) if self.is_async else store,
+    def __init__(self, color: Color, provider: Provider, store: Store, clocks: Clocks, **settings: Any) -> None:
+        self.color, self.store, self.clocks = color, store, clocks
+        self.slept = 0
+        kind: Any = color.pick(httpx2.AsyncClient, httpx2.Client)
+        self.http = color.closing(kind(verify=NOBODY, limits=httpx2.Limits(max_connections=200)))
+        manager: Any = color.pick(AsyncTokenManager, TokenManager)
+        self.manager = manager(
+            self.store_in_color,
             settings.pop("token_url", f"{provider.url}/token"),
             CLIENT_ID,
-            secret,
+            None if settings.pop("public", False) else SecretStr(CANARY),
             http=self.http,
-            clock=lambda: clock.wall,
-            monotonic=lambda: clock.mono,
-            sleep=self._asleep if self.is_async else self._sleep,
+            clock=clocks.wall,
+            monotonic=clocks.mono,
+            sleep=color.function(self._sleep),
             **settings,
         )
-        self.auth = module.RefreshingAuth(self.manager, origin=provider.url)
-        self.slept = 0
+        auth: Any = color.pick(AsyncRefreshingAuth, RefreshingAuth)
+        self.auth = auth(self.manager, origin=provider.url)
 
-    def _sleep(self, seconds: float) -> None:
-        self.slept += 1
-        self.clock.passes(seconds)
-        time.sleep(0.002)
-
-    async def _asleep(self, seconds: float) -> None:
-        self.slept += 1
-        self.clock.passes(seconds)
-        await asyncio.sleep(0.002)
-
-    def run(self, result: Any) -> Any:
-        return self.runner.run(_of(result)) if inspect.isawaitable(result) else result
+    @property
+    def store_in_color(self) -> Any:
+        return AsyncStore(self.store) if self.color.is_async else self.store
 
     def token(self) -> str:
-        return str(self.run(self.manager.token()))
+        return str(self.color.call(self.manager.token))
 
     def refresh_after_401(self, used: str) -> str:
-        return str(self.run(self.manager.refresh_after_401(used)))
+        return str(self.color.call(self.manager.refresh_after_401, used))
 
     def call(self, method: str, url: str, **request: Any) -> httpx2.Response:
-        answer: httpx2.Response = self.run(self.http.request(method, url, auth=self.auth, **request))
+        answer: httpx2.Response = self.color.call(self.http.request, method, url, auth=self.auth, **request)
         return answer
 
     def many(self, count: int) -> list[Any]:
         """Ask for the token `count` times at once; failures are returned too."""
-        if not self.is_async:
-            barrier = threading.Barrier(count)
+        return at_once(count, self.token)
 
-            def ask(_: int) -> Any:
-                barrier.wait()
-                try:
-                    return self.manager.token()
-                except Exception as error:
-                    return error
-
-            with ThreadPoolExecutor(count) as pool:
-                return list(pool.map(ask, range(count)))
-
-        async def all_of_them() -> list[Any]:
-            return await asyncio.gather(*(self.manager.token() for _ in range(count)), return_exceptions=True)
-
-        return self.runner.run(all_of_them())
-
-    def close(self) -> None:
-        self.run(self.http.aclose() if self.is_async else self.http.close())
-        self.runner.close()
-
-
-async def _of(awaitable: Any) -> Any:
-    return await awaitable
-
-
-BOTH = [token_manager, token_manager_sync]
+    def _sleep(self, seconds: float) -> None:
+        self.slept += 1
+        self.clocks.passes(seconds)
+        time.sleep(0.002)
 
 
 def main() -> None:
     """Refresh in a process of its own: told the address and the file, print the token."""
     url, path = sys.argv[1:]
     store = Store(path)
-    with httpx2.Client(verify=NO_TLS) as http:
-        manager = token_manager_sync.TokenManager(store, url, CLIENT_ID, SecretStr(CANARY), http=http)
+    with httpx2.Client(verify=NOBODY) as http:
+        manager = TokenManager(store, url, CLIENT_ID, SecretStr(CANARY), http=http)
         print("ready", flush=True)
         sys.stdin.readline()  # both begin at once
         print(json.dumps({"token": manager.token()}), flush=True)

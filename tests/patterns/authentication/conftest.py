@@ -1,0 +1,25 @@
+"""What stands in for a reader's own code in the tests that these pages give away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+
+from patterns.authentication.sessions_app import create_app
+from patterns.authentication.token_refresh_kit import Store
+from token_manager_core import TokenSet
+
+
+@pytest.fixture
+def app(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+    """An application with log-ins, its sessions in a Redis for tests."""
+    monkeypatch.setenv("REDIS_URL", f"{valkey_url}?socket_timeout=5")
+    return create_app()
+
+
+@pytest.fixture
+def my_store(tmp_path: Path) -> Store:
+    """A store for threads that holds one token set."""
+    return Store(tmp_path / "mine.db", TokenSet("first", "r", None))
