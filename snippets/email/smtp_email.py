@@ -57,7 +57,8 @@ class Mailer:
     """
 
     def __init__(self, config: SmtpConfig, *, context: ssl.SSLContext | None = None) -> None:
-        self._config, self._context = config, _verifying(context)
+        self._config = config
+        self._context = _checked_context(context)
         self._client: smtplib.SMTP | None = None
         self._lock = threading.Lock()
         self._clean = True  # False: a message was refused half way, which the server must forget
@@ -70,13 +71,13 @@ class Mailer:
             # The mail is accepted: an unfriendly answer to QUIT must not look like a failure.
             with contextlib.suppress(OSError):
                 self._client.quit()
-        self._drop()
+        self._drop_connection()
 
     def send(self, email: Email) -> SendReport:
         """Send one message; returns and raises what the function `send` does."""
         mail = Transaction(self._config, email)
-        with self._lock, mail.errors(self._drop):
-            client = self._client = self._client or self._connect()
+        with self._lock, mail.errors(self._drop_connection):
+            client = self._client = self._client or self._open_connection()
             mail.stage = "envelope"
             if not self._clean:
                 expect_250(*client.rset())
@@ -97,8 +98,8 @@ class Mailer:
             self._clean = True
         return mail.report()
 
-    def _connect(self) -> smtplib.SMTP:
-        config, context = self._config, _trust(self._config, self._context)
+    def _open_connection(self) -> smtplib.SMTP:
+        config, context = self._config, _context_for(self._config, self._context)
         # Without the domain, EHLO would tell the name of this machine, after asking DNS for it.
         where = (config.host, config.port, config.domain)
         client = (
@@ -123,7 +124,7 @@ class Mailer:
         self._clean = True
         return client
 
-    def _drop(self) -> None:
+    def _drop_connection(self) -> None:
         client, self._client = self._client, None
         if client:
             client.close()
@@ -133,7 +134,8 @@ class AsyncMailer:
     """The same for asyncio. Tasks may share it; one that is cancelled ends the connection."""
 
     def __init__(self, config: SmtpConfig, *, context: ssl.SSLContext | None = None) -> None:
-        self._config, self._context = config, _verifying(context)
+        self._config = config
+        self._context = _checked_context(context)
         self._client: aiosmtplib.SMTP | None = None
         self._lock = asyncio.Lock()
         self._clean = True
@@ -147,15 +149,15 @@ class AsyncMailer:
                 with contextlib.suppress(aiosmtplib.SMTPException):
                     await self._client.execute_command(b"QUIT")
         finally:
-            self._drop()
+            self._drop_connection()
             await asyncio.sleep(0)  # the event loop closes the socket on its next round
 
     async def send(self, email: Email) -> SendReport:
         """Send one message; returns and raises what the function `send` does."""
         mail = await asyncio.to_thread(Transaction, self._config, email)  # large files take a while
         async with self._lock:
-            with mail.errors(self._drop):
-                client = self._client = self._client or await self._connect()
+            with mail.errors(self._drop_connection):
+                client = self._client = self._client or await self._open_connection()
                 mail.stage = "envelope"
                 if not self._clean:
                     await client.rset()
@@ -172,9 +174,11 @@ class AsyncMailer:
                 self._clean = True
         return mail.report()
 
-    async def _connect(self) -> aiosmtplib.SMTP:
+    async def _open_connection(self) -> aiosmtplib.SMTP:
         config = self._config
-        context = await asyncio.to_thread(_trust, config, self._context)  # may read hundreds of CAs
+        context = await asyncio.to_thread(
+            _context_for, config, self._context
+        )  # may read hundreds of CAs
         client = aiosmtplib.SMTP(
             hostname=config.host,
             port=config.port,
@@ -196,29 +200,29 @@ class AsyncMailer:
                 with login_errors():
                     await client.login(config.username, config.password)
         except BaseException:
-            _abort(client)
+            _abort_connection(client)
             raise
         self._clean = True
         return client
 
-    def _drop(self) -> None:
+    def _drop_connection(self) -> None:
         client, self._client = self._client, None
         if client:
-            _abort(client)
+            _abort_connection(client)
 
 
-def _abort(client: aiosmtplib.SMTP) -> None:
+def _abort_connection(client: aiosmtplib.SMTP) -> None:
     # close() alone would still send what is buffered, and leave TLS to say goodbye to a dead peer.
     if client.transport:
         cast(asyncio.WriteTransport, client.transport).abort()
     client.close()
 
 
-def _verifying(context: ssl.SSLContext | None) -> ssl.SSLContext | None:
+def _checked_context(context: ssl.SSLContext | None) -> ssl.SSLContext | None:
     if context and not (context.check_hostname and context.verify_mode is ssl.CERT_REQUIRED):
         raise ValueError("this TLS context verifies nothing: trust a private CA with cafile")
     return context
 
 
-def _trust(config: SmtpConfig, context: ssl.SSLContext | None) -> ssl.SSLContext | None:
+def _context_for(config: SmtpConfig, context: ssl.SSLContext | None) -> ssl.SSLContext | None:
     return None if config.security == "none" else context or ssl.create_default_context()

@@ -58,7 +58,7 @@ class Transaction:
         """Note that one recipient was refused; the others still get the message."""
         if code == 421 or code // 100 not in (4, 5):
             expect_250(code, answer)
-        self.refused[address] = Refusal(code, _text(answer))
+        self.refused[address] = Refusal(code, _answer_text(answer))
 
     def start_content(self) -> None:
         """Go on to DATA, unless there is nobody to send to."""
@@ -88,7 +88,7 @@ class Transaction:
         except BaseException as error:  # cancellation too, or the next message reads this answer
             drop()
             reason = f"{type(error).__name__}: {error}"
-            if self.stage == "connect" and _is_tls(error):
+            if self.stage == "connect" and _is_tls_error(error):
                 raise SmtpTlsFailed(reason) from error
             if isinstance(error, OSError):  # so are the errors of both libraries
                 maybe_sent = self.stage == "content" and not isinstance(error, _ClosingError)
@@ -106,7 +106,9 @@ def login_errors() -> Iterator[None]:
     except (smtplib.SMTPException, aiosmtplib.SMTPException) as error:
         # Only the numbers of the answer: some servers repeat the command, and the password with it.
         code, answer = error.args[:2] if isinstance(error, _ANSWERS) else (0, "")
-        detail = " ".join([str(code), *re.findall(r"^[245]\.\d{1,3}\.\d{1,3}", _text(answer))])
+        detail = " ".join(
+            [str(code), *re.findall(r"^[245]\.\d{1,3}\.\d{1,3}", _answer_text(answer))]
+        )
         if code // 100 == 4:
             raise SmtpTemporary(f"the server puts the login off: {detail}") from None
         reason = (
@@ -123,7 +125,7 @@ def expect_250(code: int, answer: str | bytes) -> None:
     """Raise unless the server is content."""
     if code == 250:
         return
-    text = f"{code} {_text(answer)}"
+    text = f"{code} {_answer_text(answer)}"
     if code // 100 == 5:
         raise SmtpPermanent(text)
     if code // 100 == 4 and code != 421:
@@ -131,12 +133,12 @@ def expect_250(code: int, answer: str | bytes) -> None:
     raise _ClosingError(text) if code == 421 else ConnectionError(text)  # anything else is not SMTP
 
 
-def _text(answer: str | bytes) -> str:
+def _answer_text(answer: str | bytes) -> str:
     raw = answer.encode(errors="surrogateescape") if isinstance(answer, str) else answer
     return " ".join(raw.decode(errors="replace").split())
 
 
-def _is_tls(error: BaseException) -> bool:
+def _is_tls_error(error: BaseException) -> bool:
     # aiosmtplib wraps the error of a handshake. A handshake cut short is an outage, not a refusal.
     found = [e for e in (error, error.__cause__) if isinstance(e, ssl.SSLError)]
     return bool(found) and not isinstance(found[0], ssl.SSLEOFError)

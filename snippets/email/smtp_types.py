@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Literal, NamedTuple, Self, cast, get_args
 from email_message import BadEmail, parse_address
 
 Security = Literal["starttls", "tls", "none"]
+_PORT = "SMTP_PORT must be a whole number from 1 to 65535, got {}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +46,29 @@ class SmtpConfig:
     data_timeout: float = 120.0
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str] = os.environ) -> Self:
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
         """Read `SMTP_*` and `MAIL_*`; call it when the application starts, not when it is imported.
 
         Raises:
-            ValueError: Variables are missing (all are named) or one is malformed.
+            RuntimeError: Variables are missing or empty; all are named.
+            ValueError: One is malformed; it is named.
         """
-        required = ["SMTP_HOST", "MAIL_FROM"] + ["SMTP_PASSWORD"] * bool(env.get("SMTP_USER"))
-        if missing := [name for name in required if not env.get(name)]:
-            raise ValueError(f"not set: {', '.join(missing)}")
-        port = env.get("SMTP_PORT") or "587"
+        required = ["SMTP_HOST", "MAIL_FROM"]
+        if environ.get("SMTP_USER"):
+            required.append("SMTP_PASSWORD")
+        if missing := [name for name in required if not environ.get(name)]:
+            raise RuntimeError("; ".join(f"{name} is not set, or is empty" for name in missing))
+        port = environ.get("SMTP_PORT") or "587"
+        if not port.isdecimal() or len(port) > 5:
+            raise ValueError(_PORT.format(repr(port[:20])))
         return cls(
-            host=env["SMTP_HOST"],
-            sender=env["MAIL_FROM"],
-            port=int(port) if port.isdecimal() and len(port) <= 5 else 0,
-            username=env.get("SMTP_USER", ""),
-            password=env.get("SMTP_PASSWORD", ""),
-            security=cast(Security, env.get("SMTP_SECURITY") or "starttls"),
-            domain=env.get("MAIL_DOMAIN", ""),
+            host=environ["SMTP_HOST"],
+            sender=environ["MAIL_FROM"],
+            port=int(port),
+            username=environ.get("SMTP_USER", ""),
+            password=environ.get("SMTP_PASSWORD", ""),
+            security=cast(Security, environ.get("SMTP_SECURITY") or "starttls"),
+            domain=environ.get("MAIL_DOMAIN", ""),
         )
 
     def __post_init__(self) -> None:
@@ -74,10 +81,11 @@ class SmtpConfig:
         except BadEmail as error:
             raise ValueError(f"{variable}: {error}") from None
         object.__setattr__(self, "domain", domain)
-        if not 1 <= self.port <= 65_535:
-            raise ValueError("SMTP_PORT: the port must be a number from 1 to 65535")
+        port = self.port
+        if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65_535:
+            raise ValueError(_PORT.format(repr(port)))
         if self.security not in get_args(Security):
-            raise ValueError(f"SMTP_SECURITY: must be one of {', '.join(get_args(Security))}")
+            raise ValueError(f"SMTP_SECURITY must be starttls, tls or none, got {self.security!r}")
         if self.port == 465 and self.security != "tls":
             raise ValueError(
                 "SMTP_SECURITY: port 465 speaks TLS from the first byte, so it must be tls"
@@ -88,8 +96,9 @@ class SmtpConfig:
             raise ValueError("SMTP_PASSWORD: a user name needs a password")
         if not (self.username + self.password).isascii():
             raise ValueError("SMTP_USER, SMTP_PASSWORD: smtplib can log in with ASCII only")
-        if min(self.timeout, self.data_timeout) <= 0:
-            raise ValueError("timeout, data_timeout: must be more than 0 seconds")
+        for name, value in (("timeout", self.timeout), ("data_timeout", self.data_timeout)):
+            if not _is_number(value) or value <= 0:
+                raise ValueError(f"{name} must be a number of seconds over 0, got {value!r}")
 
 
 class Refusal(NamedTuple):
@@ -130,7 +139,8 @@ class SmtpError(Exception):
         maybe_sent: bool = False,
     ) -> None:
         super().__init__(message)
-        self.refused, self.maybe_sent = dict(refused or {}), maybe_sent
+        self.refused = dict(refused or {})
+        self.maybe_sent = maybe_sent
 
 
 class SmtpTlsFailed(SmtpError):
@@ -147,6 +157,11 @@ class SmtpPermanent(SmtpError):
 
 class SmtpTemporary(SmtpError):
     """Refused with 4xx, or the server was not there, or went away: send it again later."""
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _is_loopback(host: str) -> bool:
