@@ -4,51 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+
+from token_bucket_core import Place, Reservation, TokenLine, check_timeout
 
 
-class RateLimitTimeout(TimeoutError):
-    """The tokens come after `wait` seconds, later than the caller's timeout; none were taken."""
-
-    def __init__(self, wait: float) -> None:
-        super().__init__(wait)
-        self.wait = wait
-
-    def __str__(self) -> str:
-        return f"the rate limit allows this in {self.wait:.3g} s, after the timeout"
-
-
-class Reservation:
-    """Tokens for later: a place in the line whose owner does not sleep there."""
-
-    def __init__(self, seconds: Callable[[], float], leave: Callable[[], None]) -> None:
-        self._seconds, self._leave = seconds, leave
-
-    @property
-    def wait(self) -> float:
-        """Seconds until the tokens are yours, 0 from then on; less when somebody ahead gives up."""
-        return self._seconds()
-
-    def cancel(self) -> None:
-        """Give the tokens back, and let those behind move up; a second time does nothing.
-
-        Once `wait` is over there is less to give back, by what has flowed in since then.
-        """
-        self._leave()
-
-
-@dataclass(eq=False)
-class _Place:
-    n: float
-    event: asyncio.Event | None = None  # wakes its owner; a reservation has none
-    granted: float | None = None  # at which instant
-
-
-async def _wait(event: asyncio.Event, seconds: float | None) -> None:
+async def _wait_for_event(event: asyncio.Event, seconds: float | None) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
@@ -75,129 +37,57 @@ class AsyncTokenBucket:
         capacity: float,
         *,
         clock: Callable[[], float] = time.monotonic,
-        wait: Callable[[asyncio.Event, float | None], Awaitable[object]] = _wait,
+        wait: Callable[[asyncio.Event, float | None], Awaitable[object]] = _wait_for_event,
     ) -> None:
-        if not (0 < rate < math.inf and 0 < capacity < math.inf):
-            raise ValueError(f"rate and capacity must be above 0, not {rate!r} and {capacity!r}")
-        self._rate, self._capacity, self._clock, self._wait = rate, capacity, clock, wait
-        self._tokens, self._stamp = float(capacity), clock()
-        self._rounding = rate * 1e-9  # what a nanosecond brings: nobody waits again for that
-        self._line: OrderedDict[_Place, None] = OrderedDict()  # a set, in order
-        self._queued = 0.0  # tokens that the line waits for
+        self._tokens = TokenLine(rate, capacity, clock)
+        self._wait = wait
         self._loop: asyncio.AbstractEventLoop | None = None  # of those who wait
 
     async def acquire(self, n: float = 1, *, timeout: float | None = None) -> None:
         """Take `n` tokens, after everybody who came before.
 
         Raises RateLimitTimeout at once, without waiting, if they come after `timeout` seconds,
-        and RuntimeError if tasks of another event loop are waiting.
+        ValueError for a `timeout` that is neither None nor a finite number, and RuntimeError if
+        tasks of another event loop are waiting.
         """
+        check_timeout(timeout)
         if self.try_acquire(n):
             return
         loop = asyncio.get_running_loop()
-        if self._loop is not loop and self._first():
+        if self._loop is not loop and self._line.first_owner():
             raise RuntimeError("tasks of another event loop wait here: make a bucket for each loop")
         self._loop = loop
         event = asyncio.Event()
-        place = _Place(n, event)
+        place = Place(n, event)
         try:
-            self._join(place, timeout)
-            while (seconds := self._turn(place, event)) != 0:
+            self._line.join(place, timeout)
+            while (seconds := self._sleep_of(place, event)) != 0:
                 await self._wait(event, seconds)
         except BaseException:  # above all CancelledError
-            self._leave(place)
+            self._line.leave(place)
             raise
 
     def try_acquire(self, n: float = 1) -> bool:
         """Take `n` tokens and return True; or none, because they are too few or others wait."""
-        if not 0 < n <= self._capacity:
-            raise ValueError(f"n must be above 0 and at most {self._capacity!r}, not {n!r}")
-        self._settle()
-        if self._line or self._tokens + self._rounding < n:
-            return False
-        self._tokens -= n
-        return True
+        return self._line.take(n)
 
     def reserve(self, n: float = 1) -> Reservation:
         """Take a place in the line without waiting; the answer tells when its turn comes."""
-        place = _Place(n)
-        if self.try_acquire(n):
-            place.granted = self._stamp
-        else:
-            self._join(place)
-        return Reservation(lambda: self._seconds(place), lambda: self._leave(place))
+        place = self._line.reserve(n)
+        return Reservation(lambda: self._line.seconds_until(place), lambda: self._line.leave(place))
 
     def available(self) -> float:
         """Return how many tokens `try_acquire` could take now."""
-        self._settle()
-        return max(0.0, self._tokens - self._queued)
+        return self._line.available()
 
-    def _settle(self, changed: bool = False) -> None:
-        """Refill, and grant in order of arrival what there is."""
-        before, now = self._stamp, self._clock()
-        if now > before:
-            self._tokens += (now - before) * self._rate
-        self._stamp = now  # a clock that went back brings nothing, and goes on from where it is
-        if self._line and self._loop and self._loop.is_closed():  # nobody there wakes up any more
-            for place in [place for place in self._line if place.event]:
-                self._remove(place)
-        while self._line:
-            place = next(iter(self._line))
-            if place.event:  # takes its tokens now; a reservation took them when they were due
-                self._tokens = min(self._tokens, self._capacity)
-            if self._tokens + self._rounding < place.n:
-                break
-            self._tokens -= place.n
-            self._remove(place)
-            place.granted = max(before, now - self._tokens / self._rate)
-            changed = True
-            if place.event:
-                place.event.set()
-        if self._tokens > self._capacity:
-            self._tokens = self._capacity
-        if changed and (first := self._first()) and first.event:
-            first.event.set()  # from now on it watches the clock, and nobody else
+    @property
+    def _line(self) -> TokenLine:
+        """The line, without the tasks of a loop that is closed: nobody there wakes up any more."""
+        if self._loop and self._loop.is_closed():
+            self._tokens.drop_owners()
+            self._loop = None
+        return self._tokens
 
-    def _first(self) -> _Place | None:
-        return next((place for place in self._line if place.event), None)
-
-    def _remove(self, place: _Place) -> None:
-        del self._line[place]
-        self._queued = self._queued - place.n if self._line else 0.0
-
-    def _join(self, place: _Place, timeout: float | None = None) -> None:
-        self._settle()
-        wait = (self._queued + place.n - self._tokens) / self._rate
-        if timeout is not None and not wait <= timeout + 1e-9:
-            raise RateLimitTimeout(wait)
-        self._line[place] = None
-        self._queued += place.n
-
-    def _leave(self, place: _Place) -> None:
-        self._settle()
-        if place in self._line:
-            self._remove(place)
-        elif place.granted is not None:
-            # A bucket that was full would have lost what has come in since then.
-            back = place.n - abs(self._stamp - place.granted) * self._rate
-            self._tokens = min(self._tokens + max(back, 0.0), self._capacity)
-            place.granted = None
-        self._settle(changed=True)
-
-    def _seconds(self, place: _Place) -> float:
-        """Return how long until `place` has its tokens: 0 when it has."""
-        self._settle()
-        needed = -self._tokens
-        for other in self._line:
-            needed += other.n
-            if other is place:
-                return max(needed / self._rate, 1e-6)  # enough for any clock to move
-        return 0.0
-
-    def _turn(self, place: _Place, event: asyncio.Event) -> float | None:
-        """Return how long to sleep: 0 when the tokens are there, None for until woken."""
+    def _sleep_of(self, place: Place, event: asyncio.Event) -> float | None:
         event.clear()
-        self._settle()
-        if place in self._line and place is not self._first():
-            return None
-        return self._seconds(place)
+        return self._line.sleep_of(place)

@@ -13,8 +13,8 @@ import throttled
 
 from bench.kit import Plot, Table, compare, ratio_table, version
 from patterns.rate_limiting.token_bucket_kit import a_few_seconds, grants_of_a_hundred
-from token_bucket import TokenBucket
 from token_bucket_async import AsyncTokenBucket
+from token_bucket_sync import TokenBucket
 
 OURS = "this pattern"
 PLENTY = 10**9  # a rate and a capacity that no benchmark exhausts

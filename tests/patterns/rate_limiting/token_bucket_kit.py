@@ -6,11 +6,14 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, cast
 
-from token_bucket import TokenBucket
+import pytest
+
+from harness.clock import Clock
 from token_bucket_async import AsyncTokenBucket
+from token_bucket_sync import TokenBucket
 
 
 class Job:
@@ -37,12 +40,17 @@ class World:
     bucket: Any
 
     def __init__(self, start: float = 1000.0) -> None:
-        self.now = start
+        self.clock = Clock(start)
         self.late = 0.0  # how long after its time everybody wakes up
         self.jobs: list[Job] = []
 
-    def clock(self) -> float:
-        return self.now
+    @property
+    def now(self) -> float:
+        return self.clock.now
+
+    @now.setter
+    def now(self, now: float) -> None:
+        self.clock.now = now
 
     def acquire(self, n: float = 1, timeout: float | None = None) -> Job:
         job = Job(n)
@@ -169,6 +177,20 @@ class TaskWorld(World):
         super().close()
         self._step()
         self.loop.close()
+
+
+@pytest.fixture(params=[ThreadWorld, TaskWorld], ids=["threads", "tasks"])
+def make(request: pytest.FixtureRequest) -> Iterator[Callable[[float, float], World]]:
+    """Make worlds of one color with a bucket; they are closed afterwards."""
+    made: list[World] = []
+
+    def make(rate: float, capacity: float) -> World:
+        made.append(request.param().make(rate, capacity))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.close()
 
 
 def most_in_any_interval(grants: Sequence[tuple[float, float]], rate: float) -> float:
