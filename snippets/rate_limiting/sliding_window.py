@@ -52,12 +52,19 @@ class _SlidingWindow(ABC, Generic[K]):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        if not (limit >= 1 and 0 < window < math.inf and max_keys >= 1):
-            raise ValueError("limit and max_keys must be at least 1, window above 0 and finite")
-        self._limit, self._window, self._max_keys = limit, window, max_keys
+        for name, count in (("limit", limit), ("max_keys", max_keys)):
+            if not (_is_count(count) and count >= 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+        if not (_is_number(window) and window > 0):
+            raise ValueError(f"window must be a number of seconds over 0, got {window!r}")
+        self._limit = limit
+        self._window = window
+        self._max_keys = max_keys
         self._rounding = limit * 1e-9
-        self._clock, self._sleep = clock, sleep
-        self._now, self._behind = clock(), 0.0
+        self._clock = clock
+        self._sleep = sleep
+        self._now = clock()
+        self._behind = 0.0
         # Reentrant: a signal handler may use it while its own thread holds the lock.
         self._lock = threading.RLock()
         self._kept: OrderedDict[str, K] = OrderedDict()  # least recently used first
@@ -66,14 +73,14 @@ class _SlidingWindow(ABC, Generic[K]):
 
     def hit(self, key: str = "", cost: int = 1) -> Decision:
         """Count `cost` hits of `key` if they all fit now, else none; raise like `peek`."""
-        return self._decide(key, cost, True)
+        return self._decide_hit(key, cost, True)
 
     def peek(self, key: str = "", cost: int = 1) -> Decision:
         """Return what `hit` would, and count nothing.
 
-        Raises ValueError if `cost` is below 1 or above the limit, so that it never fits.
+        Raises ValueError if `cost` is no whole number from 1 to the limit, so that it never fits.
         """
-        return self._decide(key, cost, False)
+        return self._decide_hit(key, cost, False)
 
     async def wait(self, key: str = "", cost: int = 1) -> None:
         """Return when the hit is allowed and counted; who waits for a key goes in order of arrival.
@@ -93,9 +100,9 @@ class _SlidingWindow(ABC, Generic[K]):
             if not line.length:
                 del self._lines[place]
 
-    def _decide(self, key: str, cost: int, count: bool) -> Decision:
-        if not 1 <= cost <= self._limit:
-            raise ValueError(f"cost must be at least 1 and at most {self._limit}, not {cost!r}")
+    def _decide_hit(self, key: str, cost: int, count: bool) -> Decision:
+        if not (_is_count(cost) and 1 <= cost <= self._limit):
+            raise ValueError(f"cost must be a whole number of 1 to {self._limit}, got {cost!r}")
         self._lock.acquire()  # half the price of a with statement
         try:
             now = self._clock() + self._behind
@@ -105,37 +112,37 @@ class _SlidingWindow(ABC, Generic[K]):
             self._now = now
             kept = self._kept.get(key)
             if kept is None:
-                kept = self._new()
+                kept = self._new_record()
                 if count:
                     self._make_room(now)
                     self._kept[key] = kept
             elif count:
                 self._kept.move_to_end(key)
-            return self._take(key, kept, now, cost, count)
+            return self._take_hits(key, kept, now, cost, count)
         finally:
             self._lock.release()
 
-    def _note(self, key: str, now: float) -> None:
+    def _note_hit(self, key: str, now: float) -> None:
         self._counted[key] = now
         self._counted.move_to_end(key)
 
     def _make_room(self, now: float) -> None:
         """Forget two keys whose window has ended, so that old ones go faster than new ones come."""
         for key in list(islice(self._counted, 2)):
-            if self._has_ended(self._counted[key], now):
+            if self._window_has_ended(self._counted[key], now):
                 del self._kept[key], self._counted[key]
         if len(self._kept) >= self._max_keys:
             key, _ = self._kept.popitem(last=False)
             self._counted.pop(key, None)
 
     @abstractmethod
-    def _new(self) -> K: ...
+    def _new_record(self) -> K: ...
 
     @abstractmethod
-    def _take(self, key: str, kept: K, now: float, cost: int, count: bool) -> Decision: ...
+    def _take_hits(self, key: str, kept: K, now: float, cost: int, count: bool) -> Decision: ...
 
     @abstractmethod
-    def _has_ended(self, counted: float, now: float) -> bool: ...
+    def _window_has_ended(self, counted: float, now: float) -> bool: ...
 
 
 class SlidingWindowLog(_SlidingWindow[deque[float]]):
@@ -153,22 +160,24 @@ class SlidingWindowLog(_SlidingWindow[deque[float]]):
 
     """
 
-    def _new(self) -> deque[float]:
+    def _new_record(self) -> deque[float]:
         return deque()  # when each hit counts no more, in order
 
-    def _take(self, key: str, kept: deque[float], now: float, cost: int, count: bool) -> Decision:
+    def _take_hits(
+        self, key: str, kept: deque[float], now: float, cost: int, count: bool
+    ) -> Decision:
         while kept and kept[0] <= now:
             kept.popleft()
         free = self._limit - len(kept)
         if cost > free:
             return _decision((False, free, kept[cost - free - 1] - now))
         if count:
-            self._note(key, now)
+            self._note_hit(key, now)
             kept.extend([now + self._window] * cost)
             free -= cost
         return _decision((True, free, 0.0))
 
-    def _has_ended(self, counted: float, now: float) -> bool:
+    def _window_has_ended(self, counted: float, now: float) -> bool:
         return counted + self._window <= now
 
 
@@ -186,10 +195,10 @@ class SlidingWindowCounter(_SlidingWindow[_Counts]):
     The arguments are those of `SlidingWindowLog`.
     """
 
-    def _new(self) -> _Counts:
+    def _new_record(self) -> _Counts:
         return _Counts()
 
-    def _take(self, key: str, kept: _Counts, now: float, cost: int, count: bool) -> Decision:
+    def _take_hits(self, key: str, kept: _Counts, now: float, cost: int, count: bool) -> Decision:
         index = now // self._window
         if index != kept.index:
             kept.previous = kept.current if index == kept.index + 1 else 0
@@ -198,20 +207,30 @@ class SlidingWindowCounter(_SlidingWindow[_Counts]):
         if kept.previous:
             free -= kept.previous * (kept.end - now) / self._window - self._rounding
         if cost > free:
-            return _decision((False, int(free), self._until(kept, now, self._limit - cost)))
+            return _decision((False, int(free), self._seconds_until(kept, now, self._limit - cost)))
         if count:
             if not kept.current:
-                self._note(key, now)  # once a window is enough: they all end together
+                self._note_hit(key, now)  # once a window is enough: they all end together
             kept.current += cost
             free -= cost
         return _decision((True, int(free), 0.0))
 
-    def _until(self, kept: _Counts, now: float, room: int) -> float:
+    def _seconds_until(self, kept: _Counts, now: float, room: int) -> float:
         """Return the seconds until the estimate has fallen to `room`."""
         left = kept.end - now
         if kept.current <= room:  # when enough of the window before has passed
             return left - self._window * (room - kept.current) / kept.previous
         return left + self._window * (1 - room / kept.current)  # the same, one window later
 
-    def _has_ended(self, counted: float, now: float) -> bool:
+    def _window_has_ended(self, counted: float, now: float) -> bool:
         return counted // self._window + 2 <= now // self._window
+
+
+def _is_count(value: object) -> bool:
+    """Tell whether this is a whole number; a bool is none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

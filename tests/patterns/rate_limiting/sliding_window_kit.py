@@ -1,21 +1,12 @@
-"""What the proofs of the sliding windows share: a clock, a naive window, and what the page's plot is drawn from."""
+"""What the proofs of the sliding windows share: a naive window, and what the page's plot is drawn from."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
 
+from harness.clock import Clock
 from sliding_window import SlidingWindowCounter, SlidingWindowLog
-
-
-class Clock:
-    """Seconds that pass when told."""
-
-    def __init__(self, now: float = 0.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class FixedWindow:
@@ -36,7 +27,7 @@ def hits_in_the_last_minute(kind: str) -> list[tuple[float, int]]:
 
     The limit is 100 in 60 s, and 20 hits a second come from 50 s on.
     """
-    clock = Clock()
+    clock = Clock(0.0)
     limiter: SlidingWindowLog | SlidingWindowCounter | FixedWindow = {
         "fixed": FixedWindow,
         "counter": SlidingWindowCounter,
