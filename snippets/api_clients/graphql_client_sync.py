@@ -1,6 +1,6 @@
 """A GraphQL client: typed errors, partial data, persisted queries, a deadline (sync).
 
-Needs httpx2, and `graphql_call.py` and `graphql_result.py` beside it.
+Needs httpx2, and `graphql_client_core.py` and `graphql_result.py` beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from typing import Any
 
 import httpx2
 
-from graphql_call import Call, Endpoint, Outcome, Pages, Reply, settings
+from graphql_client_core import (
+    ConnectionPages,
+    GraphQLCall,
+    GraphQLEndpoint,
+    HttpReply,
+    Outcome,
+    settings_from_env,
+)
 from graphql_result import GraphQLResult, Partial
 
 
@@ -52,15 +59,16 @@ class GraphQLClient:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._endpoint = Endpoint(url, token, persisted, attempts, total, rng, clock)
-        self._http, self._sleep = http, sleep
+        self._endpoint = GraphQLEndpoint(url, token, persisted, attempts, total, rng, clock)
+        self._http = http
+        self._sleep = sleep
 
     @classmethod
     def from_env(
         cls, environ: Mapping[str, str] = os.environ, *, http: httpx2.Client, **options: Any
     ) -> GraphQLClient:
         """Read GRAPHQL_URL and GRAPHQL_TOKEN; `RuntimeError` names a missing one."""
-        return cls(http=http, **settings(environ) | options)
+        return cls(http=http, **settings_from_env(environ) | options)
 
     def execute(
         self,
@@ -88,9 +96,9 @@ class GraphQLClient:
             ValueError: A variable is NaN or infinite. (`TypeError`: it is nothing JSON has.)
 
         """
-        call = Call(self._endpoint, document, variables, operation_name, partial)
+        call = GraphQLCall(self._endpoint, document, variables, operation_name, partial)
         while True:
-            step = call.settle(self._attempt(call))
+            step = call.settle(self._send_once(call))
             if isinstance(step, GraphQLResult):
                 return step
             self._sleep(step)
@@ -118,30 +126,30 @@ class GraphQLClient:
             GraphQLClientError: What `execute` raises; `total` bounds each page.
 
         """
-        pages = Pages(variables, connection, cursor)
+        pages = ConnectionPages(variables, connection, cursor)
         while pages.more:
             result = self.execute(document, pages.variables, operation_name=operation_name)
             yield from pages.nodes(result)
 
-    def _attempt(self, call: Call) -> Outcome:
-        endpoint, left = self._endpoint, max(call.left(), 0.001)
-        phases = self._http.timeout.as_dict()  # none of them may take longer than is left now
-        phases = {k: left if v is None else min(v, left) for k, v in phases.items()}
+    def _send_once(self, call: GraphQLCall) -> Outcome:
+        endpoint = self._endpoint
         request = self._http.build_request(
-            "POST",
-            endpoint.url,
-            content=call.body(),
-            headers=endpoint.headers,
-            extensions={"timeout": phases},
+            "POST", endpoint.url, content=call.body(), headers=endpoint.headers
         )
-        body = bytearray()
         try:
-            sent = self._http.send(request, stream=True, follow_redirects=False)
-            with contextlib.closing(sent) as response:
-                for piece in response.iter_bytes():
-                    if call.left() <= 0:  # a body that drips; async is cancelled from outside
-                        return TimeoutError()
-                    body += piece
-        except httpx2.RequestError as error:
+            return _read_answer(self._http, request, call)
+        except (httpx2.RequestError, TimeoutError) as error:
             return error
-        return Reply(response.status_code, response.headers, bytes(body))
+
+
+def _read_answer(http: httpx2.Client, request: httpx2.Request, call: GraphQLCall) -> HttpReply:
+    """Send and read to the end; no phase and no piece of the body begins after the deadline."""
+    request.extensions["timeout"] = call.phases_left(http.timeout.as_dict())
+    body = bytearray()
+    sent = http.send(request, stream=True, follow_redirects=False)
+    with contextlib.closing(sent) as response:
+        for piece in response.iter_bytes():
+            if call.left() <= 0:  # a body that drips
+                raise TimeoutError
+            body += piece
+    return HttpReply(response.status_code, response.headers, bytes(body))

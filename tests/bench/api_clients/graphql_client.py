@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 
 from bench.kit import ROOT, Table, compare, ratio_table, version
-from graphql_client import AsyncGraphQLClient
+from graphql_client_async import AsyncGraphQLClient
 from graphql_client_sync import GraphQLClient
 from servers.http import UvicornProcess
 

@@ -1,16 +1,13 @@
-"""What the proofs of graphql-client share: both colors of the client, called alike, and two real GraphQL servers.
+"""What the proofs of graphql-client share: clients of either color, and two real GraphQL servers.
 
-`Core` is a small ASGI application over graphql-core: 400 and 294 in the newer media type, persisted queries, and
+`Core` is graphql-core behind the scripted application: 400 and 294 in the newer media type, persisted queries, and
 answers that a test scripts. `strawberry_app()` is Strawberry in FastAPI, which answers 200 for every error.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import inspect
 import json
-import ssl
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl
@@ -22,13 +19,16 @@ import strawberry
 from fastapi import FastAPI
 from strawberry.fastapi import GraphQLRouter
 
-from graphql_client import AsyncGraphQLClient
+from graphql_client_async import AsyncGraphQLClient
 from graphql_client_sync import GraphQLClient
 from graphql_result import GraphQLClientError
+from harness.clock import Clock
+from harness.color import Blocking, Color
+from harness.scripted import Answer, Script, Seen
+from harness.tls import NOBODY
 from servers.http import Uvicorn
 
 TOKEN = "t0ken-of-this-test"
-_TLS = ssl.create_default_context()  # made once: it takes longer than most tests
 JSON, GRAPHQL_JSON, HTML = "application/json", "application/graphql-response+json", "text/html"
 
 SDL = """
@@ -42,12 +42,10 @@ type Query {
   must: User!
   echo(text: String!): String!
   double(number: Int!): Int!
-  slow(seconds: Float!): Int!
   issues(after: String): Issues!
 }
 type Mutation { charge(cents: Int!): Int! }
 """
-Respond = tuple[int, str, bytes]
 
 USER = "query U($id: ID!) { user(id: $id) { id email } }"
 PLAIN = "query P($id: ID!) { user(id: $id) { id } }"
@@ -58,44 +56,44 @@ ISSUES = "query I($after: String) { issues(after: $after) { nodes { number } pag
 PING = "{ ping }"
 
 
-class Clock:
-    """A clock that only sleeping moves; `sleeps` are the seconds slept."""
-
-    def __init__(self) -> None:
-        self.time = 1024.0
-        self.sleeps: list[float] = []
-
-    def __call__(self) -> float:
-        return self.time
-
-    def sleep(self, seconds: float) -> None:
-        self.sleeps.append(seconds)
-        self.time += seconds
-
-    async def asleep(self, seconds: float) -> None:
-        self.sleep(seconds)
-
-
 class Core:
-    """A GraphQL server. `seen` are the payloads, `script` answers that come instead of its own, first to last."""
+    """A GraphQL server that keeps what it was asked; a test may put answers of its own before the server's."""
 
-    def __init__(self) -> None:
-        self.url = ""
+    def __init__(self, server: Script) -> None:
+        self.server = server
+        self.url = f"{server.url}/graphql"
         self._schema = graphql.build_schema(SDL)
         self.reset()
 
     def reset(self) -> None:
-        self.seen: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.methods: list[str] = []
-        self.connections: set[Any] = set()
-        self.script: list[Respond] = []
-        self.retry_after = ""
+        self.server.reset()
+        self.script()
         self.documents: dict[str, str] = {}
         self.apq = "yes"
         self.charges: list[int] = []
         self.echoed: list[str] = []
         self.cursors: list[str | None] = ["c1", "c2", None]
+
+    def script(self, *answers: Answer) -> None:
+        """Give these answers, one after the other, and the server's own from then on."""
+        self.server.answer(*answers, self.answer)
+
+    @property
+    def seen(self) -> list[dict[str, Any]]:
+        """The payloads, in order."""
+        return [payload_of(seen) for seen in self.server.seen]
+
+    @property
+    def headers(self) -> list[dict[str, str]]:
+        return [seen.headers for seen in self.server.seen]
+
+    @property
+    def methods(self) -> list[str]:
+        return [seen.method for seen in self.server.seen]
+
+    @property
+    def connections(self) -> set[tuple[str, int]]:
+        return self.server.connections
 
     def resolvers(self) -> dict[str, Any]:
         def broken(_: Any) -> str:
@@ -104,10 +102,6 @@ class Core:
         def echo(_: Any, text: str) -> str:
             self.echoed.append(text)
             return text
-
-        async def slow(_: Any, seconds: float) -> int:
-            await asyncio.sleep(seconds)
-            return 1
 
         def issues(_: Any, after: str | None = None) -> dict[str, Any]:
             place = 0 if after is None else int(after[1:])
@@ -125,36 +119,12 @@ class Core:
             "must": lambda _: {"id": None},
             "echo": echo,
             "double": lambda _, number: number * 2,
-            "slow": slow,
             "issues": issues,
             "charge": charge,
         }
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body, more = b"", True
-        while more:
-            message = await receive()
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-        if scope["method"] == "GET":  # as careless servers do, for mutations too
-            query = dict(parse_qsl(scope["query_string"].decode()))
-            payload = {k: json.loads(v) if k != "query" else v for k, v in query.items()}
-        else:
-            payload = json.loads(body)
-        self.methods.append(scope["method"])
-        self.seen.append(payload)
-        self.headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
-        self.connections.add(tuple(scope["client"]))
-        status, kind, content = self.script.pop(0) if self.script else await self.answer(payload)
-        headers = [(b"content-type", kind.encode()), (b"content-length", str(len(content)).encode())]
-        if self.retry_after:
-            headers.append((b"retry-after", self.retry_after.encode()))
-        if status == 302:
-            headers.append((b"location", b"/elsewhere"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
-
-    async def answer(self, payload: dict[str, Any]) -> Respond:
+    def answer(self, seen: Seen) -> Answer:
+        payload = payload_of(seen)
         document = payload.get("query")
         persisted = payload.get("extensions", {}).get("persistedQuery")
         if persisted:
@@ -167,7 +137,7 @@ class Core:
                 self.documents[key] = document
             if document is None or self.apq == "never":
                 return refusal("PersistedQueryNotFound", "PERSISTED_QUERY_NOT_FOUND")
-        result = await graphql.graphql(
+        result = graphql.graphql_sync(
             self._schema,
             document or "",
             self.resolvers(),
@@ -181,12 +151,21 @@ class Core:
         return reply(formatted, status=294 if result.errors and result.data else 200)
 
 
-def reply(answer: Any, *, status: int = 200, kind: str = GRAPHQL_JSON) -> Respond:
+def payload_of(seen: Seen) -> dict[str, Any]:
+    """What a request asks; by GET too, as careless servers read it, for mutations as well."""
+    if seen.method == "GET":
+        query = dict(parse_qsl(seen.target.partition("?")[2]))
+        return {k: json.loads(v) if k != "query" else v for k, v in query.items()}
+    payload: dict[str, Any] = json.loads(seen.body)
+    return payload
+
+
+def reply(answer: Any, *, status: int = 200, kind: str = GRAPHQL_JSON) -> Answer:
     """An answer with JSON, or with the bytes as they are."""
-    return status, kind, answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    return Answer(status, answer, {"content-type": kind})
 
 
-def refusal(message: str, code: str) -> Respond:
+def refusal(message: str, code: str) -> Answer:
     return reply({"errors": [{"message": message, "extensions": {"code": code}}]}, kind=JSON)
 
 
@@ -232,7 +211,7 @@ class Losing(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
 
     def __init__(self, times: int) -> None:
         self.times = times
-        self._sync, self._async = httpx2.HTTPTransport(verify=_TLS), httpx2.AsyncHTTPTransport(verify=_TLS)
+        self._sync, self._async = httpx2.HTTPTransport(verify=NOBODY), httpx2.AsyncHTTPTransport(verify=NOBODY)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         response = self._sync.handle_request(request)
@@ -258,73 +237,24 @@ class Losing(httpx2.AsyncBaseTransport, httpx2.BaseTransport):
         await self._async.aclose()
 
 
-class Blocking:
-    """A client of either color that is called as if it were sync."""
-
-    def __init__(self, color: Color, target: Any) -> None:
-        self._color, self._target = color, target
-
-    def execute(self, *args: Any, **kwargs: Any) -> Any:
-        return self._color.wait_for(self._target.execute(*args, **kwargs))
-
-    def paginate(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        pages = self._target.paginate(*args, **kwargs)
-        if self._color.name == "sync":
-            yield from pages
-            return
-        while (item := self._color.wait_for(anext(pages, self))) is not self:
-            yield item
+def http_of(color: Color, transport: Any = None, **options: Any) -> Any:
+    """Make an HTTP client of a color, closed when the test is over."""
+    kind: Any = color.pick(httpx2.AsyncClient, httpx2.Client)
+    return color.closing(kind(transport=transport, verify=NOBODY, **options))
 
 
-class Color:
-    """Makes clients of one color."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._runner = asyncio.Runner()
-        self._made: list[Any] = []
-
-    def http(self, transport: Any = None, **options: Any) -> Any:
-        kind: Any = httpx2.AsyncClient if self.name == "async" else httpx2.Client
-        self._made.append(kind(transport=transport, verify=_TLS, **options))
-        return self._made[-1]
-
-    def client(self, url: str, *, http: Any = None, clock: Clock | None = None, **options: Any) -> Blocking:
-        if clock:
-            sleep = clock.asleep if self.name == "async" else clock.sleep
-            options = {"clock": clock, "sleep": sleep, "rng": lambda: 0.5} | options
-        kind: Any = AsyncGraphQLClient if self.name == "async" else GraphQLClient
-        return Blocking(self, kind(url, http=http or self.http(), **options))
-
-    def wait_for(self, result: Any) -> Any:
-        if not inspect.isawaitable(result):
-            return result
-
-        async def awaited() -> Any:
-            return await result
-
-        return self._runner.run(awaited())
-
-    def close(self) -> None:
-        for each in self._made:
-            self.wait_for(each.aclose() if self.name == "async" else each.close())
-        self._runner.close()
-
-
-@pytest.fixture(scope="module")
-def _core() -> Iterator[Core]:
-    app = Core()
-    server = Uvicorn(app, lifespan="off")
-    app.url = f"{server.url}/graphql"
-    yield app
-    server.stop()
+def client_of(color: Color, url: str, *, http: Any = None, clock: Clock | None = None, **options: Any) -> Blocking:
+    """Make a GraphQL client of a color; with a clock it does not really sleep, and its jitter is always half."""
+    if clock:
+        options = {"clock": clock, "sleep": color.pick(clock.asleep, clock.sleep), "rng": lambda: 0.5} | options
+    kind: Any = color.pick(AsyncGraphQLClient, GraphQLClient)
+    return Blocking(color, kind(url, http=http or http_of(color), **options))
 
 
 @pytest.fixture
-def core(_core: Core) -> Core:
+def core(scripted: Script) -> Core:
     """The server over graphql-core, with nothing seen yet."""
-    _core.reset()
-    return _core
+    return Core(scripted)
 
 
 @pytest.fixture(scope="module")
@@ -340,22 +270,10 @@ def url(request: pytest.FixtureRequest, core: Core) -> str:
     return core.url if request.param == "graphql-core" else str(request.getfixturevalue("strawberry_url"))
 
 
-@pytest.fixture(params=["async", "sync"])
-def color(request: pytest.FixtureRequest) -> Iterator[Color]:
-    made = Color(request.param)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 @pytest.fixture
 def client(color: Color, core: Core, clock: Clock) -> Blocking:
     """A client of the server over graphql-core that does not really sleep, and whose jitter is always half."""
-    return color.client(core.url, clock=clock)
+    return client_of(color, core.url, clock=clock)
 
 
 def failure(call: Any, kind: type[GraphQLClientError] = GraphQLClientError) -> GraphQLClientError:
@@ -376,8 +294,8 @@ def answering(color: Color, *answers: Any, clock: Clock | None = None, **options
             raise answer
         return answer if isinstance(answer, httpx2.Response) else httpx2.Response(200, json=answer)
 
-    http = color.http(httpx2.MockTransport(handle))
-    return color.client("https://api.test/graphql", http=http, clock=clock or Clock(), **options)
+    http = http_of(color, httpx2.MockTransport(handle))
+    return client_of(color, "https://api.test/graphql", http=http, clock=clock or Clock(), **options)
 
 
 def answering_call(color: Color, *answers: Any, document: str = PING, **options: Any) -> Any:

@@ -7,15 +7,21 @@ import json
 import pickle
 from typing import Any
 
+import httpx2
+import pytest
+
 from graphql_result import (
     GraphQLClientError,
     GraphQLErrorItem,
     GraphQLPaginationLoop,
+    GraphQLPartialError,
     GraphQLRequestError,
     GraphQLResult,
     GraphQLTransportError,
     parse,
 )
+from harness.color import Blocking, Color
+from harness.tls import NOBODY
 from patterns.api_clients import graphql_client_kit as kit
 from patterns.api_clients.graphql_client_kit import (
     DOUBLE,
@@ -26,62 +32,23 @@ from patterns.api_clients.graphql_client_kit import (
     PING,
     PLAIN,
     USER,
-    Blocking,
-    Color,
     Core,
     answering,
     answering_call,
+    client_of,
     failure,
     reply,
 )
 
-# isort: split
-# --8<-- [start:own]
-import httpx2
-import pytest
-
-from graphql_client import AsyncGraphQLClient
-from graphql_result import GraphQLPartialError
-
-PROFILE = "query Profile($id: ID!) { user(id: $id) { name avatar } }"
-
-
-async def name_of(api: AsyncGraphQLClient, user: str) -> str:  # your code: a face is nice to have
-    try:
-        result = await api.execute(PROFILE, {"id": user})
-    except GraphQLPartialError as error:
-        if not error.data or any(item.path != ("user", "avatar") for item in error.errors):
-            raise
-        return str(error.data["user"]["name"])
-    return str(result.data["user"]["name"])
-
-
-async def test_a_profile_without_its_picture_is_still_a_profile() -> None:
-    answers = [
-        {"data": {"user": {"name": "Ada", "avatar": None}}, "errors": [{"message": "S3", "path": ["user", "avatar"]}]},
-        {"data": {"user": None}, "errors": [{"message": "gone", "path": ["user"]}]},
-    ]
-    theirs = httpx2.MockTransport(lambda request: httpx2.Response(200, json=answers.pop(0)))
-    async with httpx2.AsyncClient(transport=theirs) as http:
-        api = AsyncGraphQLClient("https://api.test/graphql", http=http)
-        assert await name_of(api, "7") == "Ada"
-        with pytest.raises(GraphQLPartialError):
-            await name_of(api, "8")
-
-
-# --8<-- [end:own]
-
-
 # Fixtures.
-color, core, _core, url = kit.color, kit.core, kit._core, kit.url
-strawberry_url, client, clock = kit.strawberry_url, kit.client, kit.clock
+core, url, strawberry_url, client = kit.core, kit.url, kit.strawberry_url, kit.client
 
 
 # --- What an answer means -------------------------------------------------------------------------
 
 
-def test_data_with_an_error_is_returned_or_raised_and_the_error_still_carries_the_data(color: Color, url: str) -> None:
-    client = color.client(url)
+def test_data_with_an_error_is_returned_or_raised_and_the_error_carries_the_data(color: Color, url: str) -> None:
+    client = client_of(color, url)
     result = client.execute(USER, {"id": "1"}, partial="return")
     assert result.data == {"user": {"id": "1", "email": None}}
     assert [(item.path, item.message) for item in result.errors] == [
@@ -94,44 +61,42 @@ def test_data_with_an_error_is_returned_or_raised_and_the_error_still_carries_th
 def test_null_data_with_a_path_means_that_it_was_executed(color: Color, url: str) -> None:
     for partial in ("raise", "return"):
         error = failure(
-            lambda mode=partial: color.client(url).execute("{ must { id } }", partial=mode), GraphQLPartialError
+            lambda mode=partial: client_of(color, url).execute("{ must { id } }", partial=mode), GraphQLPartialError
         )
         assert (error.data, error.errors[0].path is not None) == (None, True)
 
 
-def test_an_integer_that_is_too_large_is_a_request_error_because_nothing_was_executed(
+def test_an_integer_that_is_too_large_is_a_request_error_as_nothing_was_executed(
     color: Color, url: str, core: Core
 ) -> None:
-    client = color.client(url)
+    client = client_of(color, url)
     assert client.execute(DOUBLE, {"number": 2**30 - 1}).data == {"double": 2**31 - 2}
     error = failure(lambda: client.execute(DOUBLE, {"number": 2**31}), GraphQLRequestError)
     assert [item.path for item in error.errors] == [None]
     assert not error.retryable
-    naive = httpx2.post(url, json={"query": DOUBLE, "variables": {"number": 2**31}}, verify=kit._TLS)
+    naive = httpx2.post(url, json={"query": DOUBLE, "variables": {"number": 2**31}}, verify=NOBODY)
     # Naive: errors under status 200 are a partial answer. Here one server says 200, and there is no data at all.
     assert (naive.status_code, naive.json().get("data")) == (400 if url.startswith(core.url) else 200, None)
 
 
 def test_a_document_that_is_refused_is_a_request_error(color: Color, url: str) -> None:
     for document in ("{ nothing }", "{ user(", DOUBLE):
-        error = failure(lambda text=document: color.client(url).execute(text), GraphQLRequestError)
+        error = failure(lambda text=document: client_of(color, url).execute(text), GraphQLRequestError)
         assert error.errors
         assert error.data is None
 
 
-def test_a_400_of_a_graphql_server_is_read_and_raising_for_status_first_throws_its_errors_away(
-    client: Blocking, core: Core
-) -> None:
+def test_a_400_of_a_graphql_server_is_read_and_raise_for_status_loses_its_errors(client: Blocking, core: Core) -> None:
     error = failure(lambda: client.execute("{ nothing }"), GraphQLRequestError)
     assert (error.status, error.errors[0].message) == (400, "Cannot query field 'nothing' on type 'Query'.")
-    naive = httpx2.post(core.url, json={"query": "{ nothing }"}, verify=kit._TLS)
+    naive = httpx2.post(core.url, json={"query": "{ nothing }"}, verify=NOBODY)
     with pytest.raises(httpx2.HTTPStatusError) as thrown:
         naive.raise_for_status()
     assert "nothing" not in str(thrown.value)
 
 
 def test_partial_success_in_status_294_is_a_success(client: Blocking, core: Core) -> None:
-    naive = httpx2.post(core.url, json={"query": USER, "variables": {"id": "1"}}, verify=kit._TLS)
+    naive = httpx2.post(core.url, json={"query": USER, "variables": {"id": "1"}}, verify=NOBODY)
     assert naive.status_code == 294
     assert client.execute(USER, {"id": "1"}, partial="return").data == {"user": {"id": "1", "email": None}}
     assert failure(lambda: client.execute(USER, {"id": "1"}), GraphQLPartialError).status == 294
@@ -171,7 +136,7 @@ def test_with_another_status_only_the_newer_media_type_is_believed(status: int) 
 def test_a_success_that_is_no_graphql_answer_is_a_transport_error(
     client: Blocking, core: Core, body: bytes, why: str
 ) -> None:
-    core.script = [reply(body, kind=JSON)]
+    core.script(reply(body, kind=JSON))
     error = failure(lambda: client.execute(PING), GraphQLTransportError)
     assert str(error) == f"{core.url.removesuffix('/graphql')}: status 200, {why}"
     assert (error.status, error.excerpt, error.retryable) == (200, body[:200], False)
@@ -187,7 +152,7 @@ def test_duplicate_keys_could_hide_errors_from_an_ordinary_parser() -> None:
 
 def test_a_502_with_html_is_a_transport_error_with_its_status_and_its_beginning(client: Blocking, core: Core) -> None:
     page = b"<html>" + b"x" * 300
-    core.script = [reply(page, status=502, kind=HTML)] * 3
+    core.script(*[reply(page, status=502, kind=HTML)] * 3)
     error = failure(lambda: client.execute(PLAIN, {"id": "1"}), GraphQLTransportError)
     assert (error.status, error.excerpt, error.retryable) == (502, page[:200], True)
     assert str(error).endswith(": status 502, no GraphQL answer")
@@ -219,11 +184,11 @@ def test_what_a_server_leaves_out_or_gets_wrong_in_an_error_is_none(color: Color
 # --- What an error says ---------------------------------------------------------------------------
 
 
-def test_the_words_of_the_server_are_in_no_text_and_the_naive_error_puts_variables_into_the_log(
+def test_the_words_of_the_server_are_in_no_text_and_the_naive_error_logs_variables(
     client: Blocking, core: Core
 ) -> None:
     secret = "4111-1111-1111-1111"
-    answer = httpx2.post(core.url, json={"query": DOUBLE, "variables": {"number": secret}}, verify=kit._TLS).json()
+    answer = httpx2.post(core.url, json={"query": DOUBLE, "variables": {"number": secret}}, verify=NOBODY).json()
     with pytest.raises(Exception, match=secret):
         raise Exception(answer["errors"])
     error = failure(lambda: client.execute(DOUBLE, {"number": secret}), GraphQLRequestError)
@@ -234,7 +199,7 @@ def test_the_words_of_the_server_are_in_no_text_and_the_naive_error_puts_variabl
 
 def test_raising_on_any_error_drops_the_data_that_is_good(client: Blocking, core: Core) -> None:
     def naive() -> Any:
-        answer = httpx2.post(core.url, json={"query": USER, "variables": {"id": "1"}}, verify=kit._TLS).json()
+        answer = httpx2.post(core.url, json={"query": USER, "variables": {"id": "1"}}, verify=NOBODY).json()
         if "errors" in answer:
             raise RuntimeError(answer["errors"])
         return answer["data"]
@@ -246,7 +211,7 @@ def test_raising_on_any_error_drops_the_data_that_is_good(client: Blocking, core
     assert error.data == {"user": {"id": "1", "email": None}}
 
 
-def test_what_an_answer_says_beside_its_errors_is_in_the_error_and_data_is_partial_even_without_a_path(
+def test_what_an_answer_says_beside_its_errors_is_kept_and_pathless_data_is_partial(
     color: Color,
 ) -> None:
     item = {"message": "m", "extensions": {"argument": "a secret"}}
@@ -274,7 +239,7 @@ def test_the_text_counts_the_errors_and_has_the_codes_that_look_like_codes(color
 
 
 def test_ten_megabytes_of_error_message_are_cut(client: Blocking, core: Core) -> None:
-    core.script = [reply({"errors": [{"message": "x" * 10_000_000}]}, status=400)]
+    core.script(reply({"errors": [{"message": "x" * 10_000_000}]}, status=400))
     error = failure(lambda: client.execute(PING), GraphQLRequestError)
     assert (error.errors[0].message, len(str(error)) < 100) == ("x" * 1000, True)
 
@@ -325,14 +290,14 @@ def test_a_cursor_that_comes_back_ends_the_pages_where_the_naive_loop_never_ends
     core.cursors = cursors
     after, naive = None, 0
     while naive < 10:
-        answer = httpx2.post(core.url, json={"query": ISSUES, "variables": {"after": after}}, verify=kit._TLS).json()
+        answer = httpx2.post(core.url, json={"query": ISSUES, "variables": {"after": after}}, verify=NOBODY).json()
         naive += 1
         info = answer["data"]["issues"]["pageInfo"]
         if not info["hasNextPage"]:
             break
         after = info["endCursor"]
     assert naive == 10
-    core.seen.clear()
+    core.server.seen.clear()
     pages = len({cursor for cursor in cursors if cursor}) + 1
     nodes = client.paginate(ISSUES, connection=("issues",))
     assert [next(nodes)["number"] for _ in range(pages * 2)] == list(range(1, pages * 2 + 1))
@@ -351,7 +316,7 @@ def test_a_next_page_without_a_cursor_or_at_the_first_one_is_a_loop(color: Color
             next(pages)
 
 
-def test_a_connection_that_is_null_has_no_items_and_one_that_was_not_asked_for_is_a_key_error(color: Color) -> None:
+def test_a_null_connection_has_no_items_and_one_not_asked_for_is_a_key_error(color: Color) -> None:
     client = answering(color, {"data": {"repo": None}}, {"data": {"repo": {"issues": None}}}, {"data": {"repo": {}}})
     for _ in range(2):
         assert list(client.paginate(PING, connection=("repo", "issues"))) == []
@@ -362,7 +327,7 @@ def test_a_connection_that_is_null_has_no_items_and_one_that_was_not_asked_for_i
 def test_an_error_on_a_later_page_comes_after_the_items_before_it(client: Blocking, core: Core) -> None:
     pages = client.paginate(ISSUES, connection=("issues",))
     assert next(pages)["number"] == 1
-    core.script = [reply({"data": None, "errors": [{"message": "m", "path": ["issues"]}]}, kind=GRAPHQL_JSON)]
+    core.script(reply({"data": None, "errors": [{"message": "m", "path": ["issues"]}]}, kind=GRAPHQL_JSON))
     assert next(pages)["number"] == 2
     with pytest.raises(GraphQLPartialError):
         next(pages)
