@@ -19,6 +19,7 @@ LOCK := uv pip compile pyproject.toml --universal --generate-hashes --no-strip-e
 export NO_MKDOCS_2_WARNING := 1
 # Compiled once for all runs, and not beside the sources: pytest compiles the proofs in every process otherwise.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/bytecode
+unexport PYTHONDONTWRITEBYTECODE # where it is set, each test process would compile every library and every proof anew
 export MYPYPATH := docs:tests:$(subst $(eval ) ,:,$(wildcard snippets/*))
 
 .PHONY: help
