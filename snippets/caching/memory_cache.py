@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -51,11 +52,11 @@ class TTLCache(Generic[K, V]):
 
     A full cache drops expired entries first, then the one that was not used for longest. Values
     are handed out as they are: whoever changes one changes it for everybody. Raises `ValueError`
-    for a limit that is not above 0.
+    for a limit that is no number above 0.
 
     Args:
         max_items: How many entries there may be.
-        ttl: How long an entry is served, in seconds.
+        ttl: How long an entry is served, in seconds; `math.inf`: for as long as there is room.
         clock: Returns seconds that never go back.
 
     """
@@ -63,9 +64,13 @@ class TTLCache(Generic[K, V]):
     def __init__(
         self, max_items: int, ttl: float, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        if not (max_items >= 1 and ttl > 0):
-            raise ValueError(f"max_items and ttl must be above 0, not {max_items} and {ttl}")
-        self._max_items, self._ttl, self._clock = max_items, ttl, clock
+        if not (_is_number(max_items) and isinstance(max_items, int) and max_items >= 1):
+            raise ValueError(f"max_items must be a whole number of at least 1, got {max_items!r}")
+        if not (ttl == math.inf or (_is_number(ttl) and ttl > 0)):
+            raise ValueError(f"ttl must be a number of seconds over 0, or math.inf, got {ttl!r}")
+        self._max_items = max_items
+        self._ttl = ttl
+        self._clock = clock
         self._entries: OrderedDict[K, tuple[V, float]] = OrderedDict()  # value and end, by last use
         self._ends: OrderedDict[K, float] = OrderedDict()  # the same keys, by end
         self._hits = self._misses = self._evicted = 0
@@ -177,6 +182,11 @@ class TTLCache(Generic[K, V]):
         while self._ends and now >= next(iter(self._ends.values())):
             key, _ = self._ends.popitem(last=False)
             self._entries.pop(key, None)
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 _caches: weakref.WeakSet[TTLCache[Any, Any]] = weakref.WeakSet()

@@ -14,8 +14,8 @@ import async_lru
 import cachetools
 
 from bench.kit import Plot, Table, compare, ratio_table, version
-from memoize import memoize
-from memoize_coroutines import memoize_async
+from memoize_async import memoize_async
+from memoize_sync import memoize
 from memory_cache import TTLCache
 
 OURS, CACHETOOLS = "this pattern", f"{version('cachetools')}, with lock and TTL"

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +21,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import memory_cache
+from harness.clock import Clock
+from harness.waiting import at_once, each_at_once, in_thread
 from memory_cache import MISSING, Missing, Stats, TTLCache
 
 SNIPPETS = Path(memory_cache.__file__).parent
-
-
-class Clock:
-    """Seconds that pass when told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
 
 # --- what is kept
 
@@ -150,10 +135,18 @@ def test_the_counts_tell_what_happened(clock: Clock) -> None:
     assert cache.stats() == Stats(hits=2, misses=1, evicted=1, size=0)
 
 
-@pytest.mark.parametrize(("max_items", "ttl"), [(0, 1), (-1, 1), (1, 0), (1, -1), (1, math.nan)])
-def test_a_limit_that_is_not_above_zero_is_refused(max_items: int, ttl: float) -> None:
-    with pytest.raises(ValueError, match=f"must be above 0, not {max_items} and {ttl}"):
-        TTLCache(max_items, ttl)
+@pytest.mark.parametrize("wrong", [0, -1, math.nan, -math.inf, True])
+def test_a_limit_that_is_not_above_zero_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=f"^max_items must be a whole number of at least 1, got {wrong}$"):
+        TTLCache(wrong, 1)
+    with pytest.raises(ValueError, match=f"^ttl must be a number of seconds over 0, or math.inf, got {wrong}$"):
+        TTLCache(1, wrong)
+
+
+@pytest.mark.parametrize("wrong", [1.5, math.inf])
+def test_a_number_of_items_is_a_whole_number(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=f"^max_items must be a whole number of at least 1, got {wrong}$"):
+        TTLCache(wrong, 1)
 
 
 def test_the_clock_is_monotonic_so_the_wall_clock_has_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,21 +215,6 @@ TestAgainstAModel.settings = settings(max_examples=60, stateful_step_count=40, d
 # --- who computes
 
 
-def at_once(count: int, fn: Callable[[int], Any]) -> list[Any]:
-    """Call `fn` in that many threads at the same instant; return results and errors."""
-    barrier = threading.Barrier(count)
-
-    def call(number: int) -> Any:
-        barrier.wait(10)
-        try:
-            return fn(number)
-        except Exception as error:
-            return error
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(call, range(count)))
-
-
 def test_twenty_threads_that_miss_a_key_compute_it_once() -> None:
     cache, calls, arrived = TTLCache[str, object](10, 60), list[int](), threading.Event()
 
@@ -245,7 +223,7 @@ def test_twenty_threads_that_miss_a_key_compute_it_once() -> None:
         arrived.wait(0.05)
         return object()
 
-    results = at_once(20, lambda _: cache.get_or_compute("a", compute))
+    results = at_once(20, lambda: cache.get_or_compute("a", compute))
     assert len(calls) == 1
     assert len(set(map(id, results))) == 1
 
@@ -259,7 +237,7 @@ def test_without_single_flight_every_thread_computes() -> None:
         return 1
 
     naive = cachetools.cached(plain, lock=threading.Lock())(compute)
-    at_once(10, lambda _: naive("a"))
+    at_once(10, lambda: naive("a"))
     assert len(calls) == 10
 
 
@@ -271,13 +249,12 @@ def test_other_keys_are_not_held_up_by_a_slow_one() -> None:
         done.wait(10)
         return "late"
 
-    thread = threading.Thread(target=cache.get_or_compute, args=("slow", compute))
-    thread.start()
-    slow.wait(10)
+    computing = in_thread(cache.get_or_compute, "slow", compute)
+    assert slow.wait(20)
     assert cache.get_or_compute("fast", lambda: "at once") == "at once"
     assert cache.get("slow") is MISSING
     done.set()
-    thread.join(10)
+    assert computing.result(20) == "late"
     assert cache.get("slow") == "late"
 
 
@@ -289,7 +266,7 @@ def test_an_error_reaches_all_who_waited_and_is_not_stored() -> None:
         time.sleep(0.05)
         raise ValueError("no")
 
-    errors = at_once(8, lambda _: cache.get_or_compute("a", fail))
+    errors = at_once(8, lambda: cache.get_or_compute("a", fail))
     assert len(calls) == 1
     assert [repr(error) for error in errors] == ["ValueError('no')"] * 8
     assert cache.get_or_compute("a", lambda: 5) == 5
@@ -297,7 +274,6 @@ def test_an_error_reaches_all_who_waited_and_is_not_stored() -> None:
 
 def test_when_the_one_who_computes_is_interrupted_another_computes() -> None:
     cache, begun, go_on = TTLCache[str, int](10, 60), threading.Event(), threading.Event()
-    results: list[int] = []
 
     def interrupted() -> int:
         begun.set()
@@ -308,16 +284,13 @@ def test_when_the_one_who_computes_is_interrupted_another_computes() -> None:
         with pytest.raises(SystemExit):
             cache.get_or_compute("a", interrupted)
 
-    first = threading.Thread(target=interrupt)
-    second = threading.Thread(target=lambda: results.append(cache.get_or_compute("a", lambda: 7)))
-    first.start()
-    begun.wait(10)
-    second.start()
+    first = in_thread(interrupt)
+    assert begun.wait(20)
+    second = in_thread(cache.get_or_compute, "a", lambda: 7)
     time.sleep(0.02)  # so that it waits
     go_on.set()
-    first.join(10)
-    second.join(10)
-    assert results == [7]
+    first.result(20)
+    assert second.result(20) == 7
 
 
 def test_a_computation_that_asks_for_its_own_key_is_an_error_and_not_a_deadlock() -> None:
@@ -356,13 +329,12 @@ def test_who_asks_after_a_clear_does_not_get_what_was_begun_before_it() -> None:
         go_on.wait(10)
         return "old"
 
-    thread = threading.Thread(target=cache.get_or_compute, args=("a", compute))
-    thread.start()
-    begun.wait(10)
+    computing = in_thread(cache.get_or_compute, "a", compute)
+    assert begun.wait(20)
     cache.clear()
     assert cache.get_or_compute("a", lambda: "new") == "new"
     go_on.set()
-    thread.join(10)
+    assert computing.result(20) == "old"
     assert cache.get("a") == "new"
 
 
@@ -387,7 +359,7 @@ def test_sixteen_threads_with_random_keys_keep_the_limit_and_the_right_values() 
                     assert cache.get_or_compute(key, functools.partial(int, key * 2)) == key * 2
             assert len(cache) <= 10
 
-    assert at_once(16, hammer) == [None] * 16
+    assert each_at_once(hammer, range(16)) == [None] * 16
     assert cache._entries.keys() == cache._ends.keys()
     assert cache.flights == {}
 
@@ -476,12 +448,11 @@ def test_new_locks_free_a_cache_from_threads_that_are_no_more() -> None:
             go_on.wait(10)
         return 2
 
-    thread = threading.Thread(target=cache.get_or_compute, args=("new", compute))
-    thread.start()
-    held.wait(10)
+    computing = in_thread(cache.get_or_compute, "new", compute)
+    assert held.wait(20)
     memory_cache._renew_all()
     assert cache.get("known") == 1
     assert cache.get_or_compute("new", lambda: 3) == 3
     go_on.set()
-    thread.join(10)
+    assert computing.result(20) == 2
     assert cache.get("new") == 3

@@ -6,48 +6,17 @@ import asyncio
 import functools
 import gc
 import inspect
-import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-from memoize import Memoized, memoize
-from memoize_coroutines import MemoizedAsync, memoize_async
-from memory_cache import MISSING, Stats
-
-# isort: split
-# --8<-- [start:own]
 import pytest
 
-from memoize import memoize as remember
-
-
-def test_your_function_is_called_once_in_its_ttl_and_again_after_it() -> None:
-    now, calls = 0.0, list[str]()
-
-    @remember(100, ttl=60, clock=lambda: now)
-    def fetch_rate(currency: str) -> float:  # yours, with its client replaced
-        calls.append(currency)
-        return 1.1
-
-    assert [fetch_rate("EUR"), fetch_rate("EUR")] == [1.1, 1.1]
-    assert calls == ["EUR"]
-    now = 60
-    fetch_rate("EUR")
-    assert calls == ["EUR", "EUR"]
-
-
-# --8<-- [end:own]
-
-
-class Clock:
-    """Seconds that pass when told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from harness.clock import Clock
+from harness.color import Color
+from memoize_async import AsyncMemoized, memoize_async
+from memoize_sync import Memoized, memoize
+from memory_cache import MISSING, Stats
 
 
 class Counted:
@@ -61,60 +30,32 @@ class Counted:
         return args, kwargs
 
 
-Call = Callable[..., Any]
+def memoized(color: Color, counted: Callable[..., Any], **settings: Any) -> Any:
+    """Return a function of this color that remembers what `counted` returns."""
 
+    def fn(first: Any, *rest: Any, **named: Any) -> Any:
+        return counted(first, *rest, **named)
 
-class Sync:
-    """Memoizes and calls a function."""
-
-    name = "sync"
-
-    def memoize(self, counted: Call, **settings: Any) -> Memoized[..., Any]:
-        def fn(first: Any, *rest: Any, **named: Any) -> Any:
-            return counted(first, *rest, **named)
-
-        return memoize(**({"max_items": 100, "ttl": 60} | settings))(fn)
-
-    def call(self, fn: Call, *args: Any, **kwargs: Any) -> Any:
-        return fn(*args, **kwargs)
-
-
-class Async(Sync):
-    """Memoizes and awaits a coroutine function."""
-
-    name = "async"
-
-    def memoize(self, counted: Call, **settings: Any) -> Memoized[..., Any]:
-        async def fn(first: Any, *rest: Any, **named: Any) -> Any:
-            return counted(first, *rest, **named)
-
-        return memoize_async(**({"max_items": 100, "ttl": 60} | settings))(fn)
-
-    def call(self, fn: Call, *args: Any, **kwargs: Any) -> Any:
-        return asyncio.run(fn(*args, **kwargs))
-
-
-@pytest.fixture(params=[Sync(), Async()], ids=lambda kind: kind.name)
-def kind(request: pytest.FixtureRequest) -> Sync:
-    found: Sync = request.param
-    return found
+    remember: Any = color.pick(memoize_async, memoize)
+    decorate = remember(**({"max_items": 100, "ttl": 60} | settings))
+    return decorate(color.quick(fn))
 
 
 # --- keys
 
 
-def test_the_same_arguments_are_computed_once(kind: Sync) -> None:
+def test_the_same_arguments_are_computed_once(color: Color) -> None:
     counted = Counted()
-    fn = kind.memoize(counted)
-    results = [kind.call(fn, 1, "b", x=2, y=3), kind.call(fn, 1, "b", y=3, x=2)]
+    fn = memoized(color, counted)
+    results = [color.call(fn, 1, "b", x=2, y=3), color.call(fn, 1, "b", y=3, x=2)]
     assert results == [((1, "b"), {"x": 2, "y": 3})] * 2
     assert len(counted.calls) == 1
     assert fn.cache.stats() == Stats(hits=1, misses=1, evicted=0, size=1)
 
 
-def test_other_arguments_are_another_call(kind: Sync) -> None:
+def test_other_arguments_are_another_call(color: Color) -> None:
     counted = Counted()
-    fn = kind.memoize(counted)
+    fn = memoized(color, counted)
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
         ((1,), {}),
         ((2,), {}),
@@ -125,41 +66,41 @@ def test_other_arguments_are_another_call(kind: Sync) -> None:
         ((1, ("x", 2)), {}),
     ]
     for args, kwargs in calls * 2:
-        assert kind.call(fn, *args, **kwargs) == (args, kwargs)
+        assert color.call(fn, *args, **kwargs) == (args, kwargs)
     assert len(counted.calls) == len(calls)
 
 
-def test_one_and_true_and_one_point_zero_are_different_arguments(kind: Sync) -> None:
-    fn = kind.memoize(Counted())
+def test_one_and_true_and_one_point_zero_are_different_arguments(color: Color) -> None:
+    fn = memoized(color, Counted())
     for value in (True, 1.0, 1):
-        assert type(kind.call(fn, value)[0][0]) is type(value)
-        assert type(kind.call(fn, 0, x=value)[1]["x"]) is type(value)
+        assert type(color.call(fn, value)[0][0]) is type(value)
+        assert type(color.call(fn, 0, x=value)[1]["x"]) is type(value)
 
     naive = functools.lru_cache(lambda value: value)
     naive(True)
     assert naive(1.0) is True  # asked for 1.0
 
-    untyped = kind.memoize(Counted(), typed=False)
-    kind.call(untyped, True)
-    assert kind.call(untyped, 1)[0][0] is True
+    untyped = memoized(color, Counted(), typed=False)
+    color.call(untyped, True)
+    assert color.call(untyped, 1)[0][0] is True
 
 
-def test_an_argument_that_cannot_be_a_key_is_named(kind: Sync) -> None:
-    fn = kind.memoize(Counted())
+def test_an_argument_that_cannot_be_a_key_is_named(color: Color) -> None:
+    fn = memoized(color, Counted())
     with pytest.raises(TypeError, match=r"argument 'first' of .*fn\(\) is no key \(unhashable type: 'list'\)"):
-        kind.call(fn, [1])
+        color.call(fn, [1])
     with pytest.raises(TypeError, match=r"argument 'named' of .*pass a tuple for it, or give memoize a `key`"):
-        kind.call(fn, 1, x={})
+        color.call(fn, 1, x={})
     with pytest.raises(TypeError, match="missing a required argument: 'first'"):
-        kind.call(fn, x=[])
+        color.call(fn, x=[])
 
 
-def test_a_type_error_of_the_function_or_of_a_comparison_is_not_taken_for_a_bad_key(kind: Sync) -> None:
+def test_a_type_error_of_the_function_or_of_a_comparison_is_not_taken_for_a_bad_key(color: Color) -> None:
     def fail(*_: Any) -> Any:
         raise TypeError("my own")
 
     with pytest.raises(TypeError, match=r"^my own$"):
-        kind.call(kind.memoize(fail), 1)
+        color.call(memoized(color, fail), 1)
 
     class Odd:
         def __hash__(self) -> int:
@@ -167,45 +108,45 @@ def test_a_type_error_of_the_function_or_of_a_comparison_is_not_taken_for_a_bad_
 
         __eq__ = fail
 
-    fn = kind.memoize(lambda first: 1)
-    kind.call(fn, Odd())
+    fn = memoized(color, lambda first: 1)
+    color.call(fn, Odd())
     with pytest.raises(TypeError, match=r"^my own$"):
-        kind.call(fn, Odd())
+        color.call(fn, Odd())
 
 
-def test_a_key_function_chooses_what_counts(kind: Sync) -> None:
+def test_a_key_function_chooses_what_counts(color: Color) -> None:
     counted = Counted()
-    fn = kind.memoize(counted, key=lambda items, **rest: tuple(items))
-    assert kind.call(fn, [1, 2], trace="a") == kind.call(fn, [1, 2], trace="b")
+    fn = memoized(color, counted, key=lambda items, **rest: tuple(items))
+    assert color.call(fn, [1, 2], trace="a") == color.call(fn, [1, 2], trace="b")
     assert len(counted.calls) == 1
 
 
-def test_forget_drops_one_result_and_clear_all(kind: Sync) -> None:
+def test_forget_drops_one_result_and_clear_all(color: Color) -> None:
     counted = Counted()
-    fn = kind.memoize(counted)
+    fn = memoized(color, counted)
     for value in (1, 2):
-        kind.call(fn, value)
+        color.call(fn, value)
     fn.forget(1)
     for value in (1, 2):
-        kind.call(fn, value)
+        color.call(fn, value)
     assert [args for args, _ in counted.calls] == [(1,), (2,), (1,)]
     fn.cache.clear()
-    kind.call(fn, 2)
+    color.call(fn, 2)
     assert len(counted.calls) == 4
 
 
 # --- limits
 
 
-def test_a_result_is_served_until_its_ttl_is_over_each_from_its_own_beginning(kind: Sync) -> None:
+def test_a_result_is_served_until_its_ttl_is_over_each_from_its_own_beginning(color: Color) -> None:
     clock, counted = Clock(), Counted()
-    fn = kind.memoize(counted, clock=clock)
-    kind.call(fn, "early")
+    fn = memoized(color, counted, clock=clock)
+    color.call(fn, "early")
     clock.now += 30
-    kind.call(fn, "late")
+    color.call(fn, "late")
     clock.now += 30
-    kind.call(fn, "late")
-    kind.call(fn, "early")
+    color.call(fn, "late")
+    color.call(fn, "early")
     assert [args for args, _ in counted.calls] == [("early",), ("late",), ("early",)]
 
 
@@ -225,7 +166,7 @@ def test_the_time_bucket_trick_ends_all_results_at_once() -> None:
     assert len(counted.calls) == 6  # after one second of the sixty, and all of them together
 
     counted, clock.now = Counted(), 1079.0
-    fn = Sync().memoize(counted, clock=clock)
+    fn = memoized(Color("sync"), counted, clock=clock)
     for _ in range(60):
         for name in "abc":
             fn(name)
@@ -233,49 +174,49 @@ def test_the_time_bucket_trick_ends_all_results_at_once() -> None:
     assert len(counted.calls) == 3
 
 
-def test_never_more_results_than_max_items(kind: Sync) -> None:
-    fn = kind.memoize(Counted(), max_items=3)
+def test_never_more_results_than_max_items(color: Color) -> None:
+    fn = memoized(color, Counted(), max_items=3)
     for value in range(10):
-        kind.call(fn, value)
+        color.call(fn, value)
     assert (len(fn.cache), fn.cache.stats().evicted) == (3, 7)
 
 
-def test_a_limit_that_is_not_above_zero_is_refused_where_it_is_written(kind: Sync) -> None:
+def test_a_limit_that_is_not_above_zero_is_refused_where_it_is_written(color: Color) -> None:
     for wrong in ({"max_items": 0}, {"ttl": 0}):
-        with pytest.raises(ValueError, match="must be above 0"):
-            kind.memoize(Counted(), **wrong)
+        with pytest.raises(ValueError, match=r"must be a (whole )?number .*, got 0"):
+            memoized(color, Counted(), **wrong)
 
 
 # --- values
 
 
-def test_a_list_that_is_handed_out_is_shared_unless_each_caller_gets_a_copy(kind: Sync) -> None:
+def test_a_list_that_is_handed_out_is_shared_unless_each_caller_gets_a_copy(color: Color) -> None:
     naive = functools.lru_cache(lambda _: [1])
     naive(0).append(2)
     assert naive(0) == [1, 2]  # everybody's result is changed
 
-    fn = kind.memoize(lambda _: [1], copy=list.copy)
-    kind.call(fn, 0).append(2)
-    kind.call(fn, 0).append(3)
-    assert kind.call(fn, 0) == [1]
-    shared = kind.memoize(lambda _: [1])
-    assert kind.call(shared, 0) is kind.call(shared, 0)
+    fn = memoized(color, lambda _: [1], copy=list.copy)
+    color.call(fn, 0).append(2)
+    color.call(fn, 0).append(3)
+    assert color.call(fn, 0) == [1]
+    shared = memoized(color, lambda _: [1])
+    assert color.call(shared, 0) is color.call(shared, 0)
 
 
 @pytest.mark.parametrize("value", [None, 0, ""])
-def test_an_empty_result_is_remembered(kind: Sync, value: object) -> None:
+def test_an_empty_result_is_remembered(color: Color, value: object) -> None:
     calls = list[int]()
 
     def empty(_: Any) -> object:
         calls.append(1)
         return value
 
-    fn = kind.memoize(empty)
-    assert [kind.call(fn, 1), kind.call(fn, 1)] == [value, value]
+    fn = memoized(color, empty)
+    assert [color.call(fn, 1), color.call(fn, 1)] == [value, value]
     assert len(calls) == 1
 
 
-def test_an_error_is_raised_and_not_remembered(kind: Sync) -> None:
+def test_an_error_is_raised_and_not_remembered(color: Color) -> None:
     answers: list[Any] = [ValueError("no"), 5]
 
     def fail_first(_: Any) -> Any:
@@ -284,10 +225,10 @@ def test_an_error_is_raised_and_not_remembered(kind: Sync) -> None:
             raise answer
         return answer
 
-    fn = kind.memoize(fail_first)
+    fn = memoized(color, fail_first)
     with pytest.raises(ValueError, match="no"):
-        kind.call(fn, 1)
-    assert kind.call(fn, 1) == 5
+        color.call(fn, 1)
+    assert color.call(fn, 1) == 5
 
 
 # --- methods
@@ -353,7 +294,7 @@ def test_an_instance_with_a_memoized_method_is_collected_and_with_lru_cache_not(
 
 def test_a_memoized_function_keeps_its_name_its_words_and_its_signature() -> None:
     assert isinstance(Shop.price, Memoized)
-    assert isinstance(Shop.stock, MemoizedAsync)
+    assert isinstance(Shop.stock, AsyncMemoized)
     assert (vars(Shop.price)["__name__"], Shop.price.__doc__) == ("price", "Return it.")
     assert list(inspect.signature(Shop.price).parameters) == ["self", "item"]
 
@@ -560,9 +501,7 @@ def test_a_loop_that_ended_during_a_computation_leaves_nothing_to_wait_for() -> 
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(abandoned())
-    begun = time.monotonic()
-    assert asyncio.run(asyncio.wait_for(fetch(), 5)) == 2  # another loop
-    assert time.monotonic() - begun < 5
+    assert asyncio.run(asyncio.wait_for(fetch(), 20)) == 2  # another loop
     for task in asyncio.all_tasks(loop):
         task.cancel()
     loop.run_until_complete(asyncio.sleep(0))

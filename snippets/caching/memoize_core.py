@@ -1,14 +1,13 @@
-"""Remember what functions and methods return, with a limit of results and of time."""
+"""What decorated functions of both colors share: keys of calls, and a cache for each instance."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import time
 import types
 import weakref
 from collections.abc import Callable, Hashable
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from memory_cache import TTLCache
 
@@ -18,8 +17,8 @@ _PLAIN = {int, str}
 _NAMED = object()  # in a key, before the names of arguments
 
 
-class Memoized(Generic[P, R]):
-    """A function or method that remembers; `memoize` makes it. `cache` is what it remembers.
+class MemoizedFunction(Generic[P, R]):
+    """A function or method that remembers. `cache` is what it remembers.
 
     Of a method each instance has a `cache` of its own, which goes when the instance goes.
     """
@@ -33,22 +32,13 @@ class Memoized(Generic[P, R]):
         copy: Callable[[Any], Any] | None,
     ) -> None:
         functools.update_wrapper(self, fn)
-        self.fn, self.cache, self.copy = fn, new_cache(), copy
-        self._new_cache, self._typed, self._key = new_cache, typed, key
+        self.fn = fn
+        self.cache = new_cache()
+        self.copy = copy
+        self._new_cache = new_cache
+        self._typed = typed
+        self._key = key
         self._of_instance: dict[int, tuple[weakref.ref[Any], TTLCache[Any, Any]]] = {}
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Return the remembered result, or call the function.
-
-        Raises what the function raises, and `TypeError` naming an argument that cannot be a key.
-        """
-        key = self.key_of(*args, **kwargs)
-        try:
-            found = self.cache.get_or_compute(key, self.fn, *args, **kwargs)
-        except TypeError as error:
-            self.complain(error, key, *args, **kwargs)
-            raise
-        return cast("R", found if self.copy is None else self.copy(found))
 
     def forget(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Forget the result for these arguments; what is being computed will not be stored."""
@@ -83,7 +73,7 @@ class Memoized(Generic[P, R]):
         if ident not in caches:
             ref = weakref.ref(instance, lambda _: caches.pop(ident, None))
             caches.setdefault(ident, (ref, self._new_cache()))
-        bound: Memoized[..., R] = object.__new__(type(self))
+        bound: MemoizedFunction[..., R] = object.__new__(type(self))
         bound.__dict__.update(self.__dict__)
         bound.fn, bound.cache = types.MethodType(self.fn, instance), caches[ident][1]
         return bound
@@ -95,40 +85,3 @@ def _hashable(value: object) -> bool:
     except TypeError:
         return False
     return True
-
-
-def memoize(
-    max_items: int,
-    ttl: float,
-    *,
-    typed: bool = True,
-    key: Callable[..., Hashable] | None = None,
-    copy: Callable[[Any], Any] | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> Callable[[Callable[P, R]], Memoized[P, R]]:
-    """Remember the results of a function or method, as a decorator.
-
-    `f(1)` and `f(x=1)` are remembered apart, as are arguments that are equal but of another type.
-    The decorated function has `cache`, a `TTLCache`, and `forget(*args)`. Raises `ValueError` for
-    a limit that is not above 0, `TypeError` for a coroutine or generator function.
-
-    Args:
-        max_items: How many results there may be; of a method, for each instance.
-        ttl: How long a result is served, in seconds.
-        typed: Whether `1`, `1.0` and `True` are different arguments.
-        key: Makes the key from the arguments; without the instance, of a method.
-        copy: Makes each caller's own result, `copy.deepcopy` for one that callers may change.
-        clock: Returns seconds that never go back.
-
-    """
-
-    def decorate(fn: Callable[P, R]) -> Memoized[P, R]:
-        if inspect.iscoroutinefunction(fn):
-            raise TypeError(f"{fn!r} is a coroutine function: use memoize_async")
-        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-            raise TypeError(f"{fn!r} is a generator function: its result can be read only once")
-        return Memoized(
-            fn, functools.partial(TTLCache, max_items, ttl, clock=clock), typed, key, copy
-        )
-
-    return decorate
