@@ -7,9 +7,7 @@ import base64
 import hmac
 import logging
 import socket
-import statistics
 import threading
-import time
 import traceback
 from typing import Any
 
@@ -175,12 +173,11 @@ def test_a_header_of_8192_characters_is_read_and_a_longer_one_is_not() -> None:
 
 
 class Hasher:
-    """Notes what is verified, and how much computing it took."""
+    """Notes what is verified, and how many at a time."""
 
     def __init__(self, real: argon2.PasswordHasher) -> None:
         self.real = real
         self.verified: list[str] = []
-        self.spent: list[float] = []
         self.inside = self.most = 0
         self.lock = threading.Lock()
 
@@ -191,12 +188,10 @@ class Hasher:
         with self.lock:
             self.inside += 1
             self.most = max(self.most, self.inside)
-        begin = time.thread_time()
         self.verified.append(stored)
         try:
             return self.real.verify(stored, password)
         finally:
-            self.spent.append(time.thread_time() - begin)
             with self.lock:
                 self.inside -= 1
 
@@ -250,14 +245,13 @@ def test_a_wrong_password_and_an_unknown_user_get_one_answer_for_one_verificatio
         assert answer.headers["www-authenticate"] == CHALLENGE
 
 
-def test_an_unknown_user_takes_as_long_as_a_known_one() -> None:
+def test_an_unknown_user_costs_as_much_computing_as_a_known_one() -> None:
     hasher = Hasher(argon2.PasswordHasher(2, 19_456, 1))
     app = application({"ada": hasher.hash(b"right")}, hasher)
-    for _ in range(3):
-        for user in ("ada", "eve"):
-            assert get(app, basic_header(user, "wrong")).status_code == 401
-    known, unknown = statistics.median(hasher.spent[::2]), statistics.median(hasher.spent[1::2])
-    assert abs(known - unknown) < 0.3 * known
+    for user in ("ada", "eve"):
+        assert get(app, basic_header(user, "wrong")).status_code == 401
+    known, unknown = (argon2.extract_parameters(stored) for stored in hasher.verified)
+    assert known == unknown  # the same passes over the same memory
 
 
 def test_the_hasher_by_default_is_that_of_owasp() -> None:
