@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import math
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -42,7 +43,8 @@ class _Waiter:
     """One in the queue. `wake` is called with the lock held, once a slot is theirs."""
 
     def __init__(self, wake: Callable[[], object]) -> None:
-        self.wake, self.granted = wake, False
+        self.wake = wake
+        self.granted = False
 
 
 class Bulkhead:
@@ -63,16 +65,23 @@ class Bulkhead:
     def __init__(
         self, name: str, max_concurrent: int, max_waiting: int = 0, max_wait: float = 0.0
     ) -> None:
-        if max_concurrent < 1 or max_waiting < 0 or not 0 <= max_wait < float("inf"):
+        if not (_is_count(max_concurrent) and max_concurrent > 0):
             raise ValueError(
-                "max_concurrent must be at least 1, max_waiting and max_wait 0 or more"
+                f"max_concurrent must be a whole number over 0, got {max_concurrent!r}"
             )
+        if not (_is_count(max_waiting) and max_waiting >= 0):
+            raise ValueError(f"max_waiting must be a whole number, 0 or more, got {max_waiting!r}")
+        if not (_is_number(max_wait) and max_wait >= 0):
+            raise ValueError(f"max_wait must be a number of seconds, 0 or more, got {max_wait!r}")
         if bool(max_waiting) != bool(max_wait):
             raise ValueError("max_waiting and max_wait go together: set both or none")
-        self.name, self._max_concurrent = name, max_concurrent
-        self._max_waiting, self._max_wait = max_waiting, max_wait
+        self.name = name
+        self._max_concurrent = max_concurrent
+        self._max_waiting = max_waiting
+        self._max_wait = max_wait
         self._lock = threading.Lock()
-        self._in_use = self._refused = 0
+        self._in_use = 0
+        self._refused = 0
         self._queue: deque[_Waiter] = deque()
 
     def stats(self) -> Stats:
@@ -111,75 +120,75 @@ class Bulkhead:
                 settle = result.set_result
             except BaseException as error:  # raised to the caller
                 outcome = error
-            self._release()
+            self._release_slot()
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(tell, settle, outcome)
 
-        await self._acquire_async()
+        await self._acquire_slot_async()
         run = contextvars.copy_context().run
         try:
             threading.Thread(target=run, args=(work,), name=self.name, daemon=True).start()
         except BaseException:  # no thread can be started
-            self._release()
+            self._release_slot()
             raise
         return await result
 
     def __enter__(self) -> None:
-        self._acquire()
+        self._acquire_slot()
         _held.set((*_held.get(), self))
 
     def __exit__(self, *_: object) -> None:
-        self._leave()
+        self._leave_slot()
 
     async def __aenter__(self) -> None:
-        if not self._take():
-            await self._acquire_async()
+        if not self._take_slot():
+            await self._acquire_slot_async()
         _held.set((*_held.get(), self))
 
     async def __aexit__(self, *_: object) -> None:
-        self._leave()
+        self._leave_slot()
 
-    def _leave(self) -> None:
+    def _leave_slot(self) -> None:
         held = _held.get()
         if self in held:  # not when an async generator is closed by another task
             index = held.index(self)
             _held.set(held[:index] + held[index + 1 :])
-        self._release()
+        self._release_slot()
 
-    def _acquire(self) -> None:
-        if self._take():
+    def _acquire_slot(self) -> None:
+        if self._take_slot():
             return
         ready = threading.Event()
-        waiter = self._enter(ready.set)
+        waiter = self._enter_queue(ready.set)
         if waiter is not None and not ready.wait(self._max_wait):
-            self._give_up(waiter)
+            self._give_up_waiting(waiter)
 
-    async def _acquire_async(self) -> None:
-        if self._take():
+    async def _acquire_slot_async(self) -> None:
+        if self._take_slot():
             return
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()  # set from whichever thread leaves
-        waiter = self._enter(lambda: loop.call_soon_threadsafe(ready.set))
+        waiter = self._enter_queue(lambda: loop.call_soon_threadsafe(ready.set))
         if waiter is None:
             return
         try:
             async with asyncio.timeout(self._max_wait):
                 await ready.wait()
         except TimeoutError:
-            self._give_up(waiter)
+            self._give_up_waiting(waiter)
         except BaseException:  # cancelled: the slot, if it came at the same time, goes on
-            if not self._withdraw(waiter):
-                self._release()
+            if not self._leave_queue(waiter):
+                self._release_slot()
             raise
 
-    def _take(self) -> bool:
+    def _take_slot(self) -> bool:
         with self._lock:
             if self._in_use < self._max_concurrent:  # then nobody waits: slots are handed over
                 self._in_use += 1
                 return True
             return False
 
-    def _enter(self, wake: Callable[[], object]) -> _Waiter | None:
+    def _enter_queue(self, wake: Callable[[], object]) -> _Waiter | None:
         """Take a slot and return None, or a place in the queue and return that."""
         with self._lock:
             if self._in_use < self._max_concurrent:  # freed just now
@@ -192,21 +201,21 @@ class Bulkhead:
             self._queue.append(waiter)
             return waiter
 
-    def _give_up(self, waiter: _Waiter) -> None:
+    def _give_up_waiting(self, waiter: _Waiter) -> None:
         """Raise `BulkheadFull`, unless the slot came at the last moment."""
-        if self._withdraw(waiter):
+        if self._leave_queue(waiter):
             with self._lock:
                 self._refused += 1
             raise BulkheadFull(self.name) from None
 
-    def _withdraw(self, waiter: _Waiter) -> bool:
+    def _leave_queue(self, waiter: _Waiter) -> bool:
         """Leave the queue; False when the slot was handed over already."""
         with self._lock:
             if not waiter.granted:
                 self._queue.remove(waiter)
             return not waiter.granted
 
-    def _release(self) -> None:
+    def _release_slot(self) -> None:
         with self._lock:
             while self._queue:  # the slot goes to the next, so that nobody who comes now is faster
                 waiter = self._queue.popleft()
@@ -215,3 +224,12 @@ class Bulkhead:
                     waiter.wake()
                     return
             self._in_use -= 1
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

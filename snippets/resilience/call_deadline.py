@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable
@@ -33,15 +34,20 @@ class Deadline:
     """
 
     def __init__(self, at: float, name: str, clock: Callable[[], float]) -> None:
-        self.at, self.name, self._clock = at, name, clock
+        self.at = at
+        self.name = name
+        self._clock = clock
 
     @classmethod
     def after(
         cls, seconds: float, *, name: str = "request", clock: Callable[[], float] = time.monotonic
     ) -> Deadline:
-        """Return the deadline that many seconds from now; `ValueError` for a NaN."""
-        if not seconds <= float("inf"):
-            raise ValueError(f"a deadline needs a number of seconds, not {seconds}")
+        """Return the deadline that many seconds from now. Infinity is no limit.
+
+        Raises `ValueError` for what is no number.
+        """
+        if not (_is_number(seconds) or seconds in (math.inf, -math.inf)):
+            raise ValueError(f"seconds must be a number, got {seconds!r}")
         return cls(clock() + seconds, name, clock)
 
     @classmethod
@@ -60,7 +66,7 @@ class Deadline:
         if value is None:
             return cls.after(max_seconds, name=name, clock=clock)
         if not re.fullmatch("[0-9]{1,15}", value):
-            raise ValueError(f"{HEADER} must be a whole number of milliseconds")
+            raise ValueError(f"{HEADER} must be a whole number of milliseconds, got {value!r}")
         return cls.after(min(int(value) / 1000, max_seconds), name=name, clock=clock)
 
     def to_header(self) -> str:
@@ -132,3 +138,8 @@ class Scope:
             raise DeadlineExceeded(self._deadline.name) from error
         if error is None and self._timeout.expired():
             raise DeadlineExceeded(self._deadline.name)
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

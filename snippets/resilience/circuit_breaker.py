@@ -91,30 +91,41 @@ class CircuitBreaker:
         on_change: Callable[[str, str, str], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not (0 < window < math.inf and 0 < open_for < math.inf and 0 < failure_rate <= 1):
-            raise ValueError("window and open_for must be above 0, failure_rate in (0, 1]")
-        if min(min_calls, half_open_max, close_after) < 1:
-            raise ValueError("min_calls, half_open_max and close_after must be at least 1")
+        for setting, seconds in (("window", window), ("open_for", open_for)):
+            if not (_is_number(seconds) and seconds > 0):
+                raise ValueError(f"{setting} must be a number of seconds over 0, got {seconds!r}")
+        if not (_is_number(failure_rate) and 0 < failure_rate <= 1):
+            raise ValueError(f"failure_rate must be over 0 and at most 1, got {failure_rate!r}")
+        counted = {"min_calls": min_calls, "half_open_max": half_open_max}
+        for setting, count in (counted | {"close_after": close_after}).items():
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise ValueError(f"{setting} must be a whole number over 0, got {count!r}")
         self.name = name
-        self._window, self._width, self._open_for = window, window / 10, open_for
-        self._min_calls, self._failure_rate = min_calls, failure_rate
-        self._half_open_max, self._close_after = half_open_max, close_after
-        self._counts, self._on_change, self._clock = counts, on_change, clock
+        self._window = window
+        self._width = window / 10
+        self._open_for = open_for
+        self._min_calls = min_calls
+        self._failure_rate = failure_rate
+        self._half_open_max = half_open_max
+        self._close_after = close_after
+        self._counts = counts
+        self._on_change = on_change
+        self._clock = clock
         # Reentrant: a signal handler may use the breaker while its own thread holds the lock.
         self._lock = threading.RLock()
         self._probing: ContextVar[object] = ContextVar("probing", default=None)
-        self._enter("closed")
+        self._enter_state("closed")
 
     def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return `fn(*args, **kwargs)`; raise what it raises, or `CircuitOpen` without calling it.
 
         A coroutine function is a `TypeError`: it fails only when awaited, so use `acall`.
         """
-        return self._guard(fn)(*args, **kwargs)
+        return self._guard_function(fn)(*args, **kwargs)
 
     async def acall(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return `await fn(*args, **kwargs)`; raise as `call` does."""
-        return await self._aguard(fn)(*args, **kwargs)
+        return await self._guard_coroutine_function(fn)(*args, **kwargs)
 
     def __call__(self, fn: F) -> F:
         """Guard every call of a function or coroutine function, as a decorator.
@@ -123,7 +134,11 @@ class CircuitBreaker:
         """
         if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
             raise TypeError(f"{fn!r} is a generator function: guard the calls inside it")
-        guard = self._aguard if inspect.iscoroutinefunction(fn) else self._guard
+        guard = (
+            self._guard_coroutine_function
+            if inspect.iscoroutinefunction(fn)
+            else self._guard_function
+        )
         return cast("F", functools.wraps(fn)(guard(fn)))
 
     @property
@@ -135,47 +150,51 @@ class CircuitBreaker:
         """Return the state, the counts and the seconds to wait, all of the same instant."""
         with self._lock:
             now = self._clock()
-            self._slide(now)
-            return Snapshot(self.name, self._state, self._calls, self._failures, self._wait(now))
+            self._slide_window(now)
+            return Snapshot(
+                self.name, self._state, self._calls, self._failures, self._seconds_to_wait(now)
+            )
 
     def force_open(self) -> None:
         """Refuse every call until `reset()`."""
-        self._force("open", math.inf)
+        self._force_state("open", math.inf)
 
     def reset(self) -> None:
         """Close with an empty window; calls that are already running will not count."""
-        self._force("closed")
+        self._force_state("closed")
 
-    def _guard(self, fn: Callable[P, R]) -> Callable[P, R]:
+    def _guard_function(self, fn: Callable[P, R]) -> Callable[P, R]:
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-            ticket = self._ticket or self._admit()
+            ticket = self._ticket or self._admit_call()
             try:
                 result = fn(*args, **kwargs)
                 if isinstance(result, CoroutineType):
                     result.close()
                     raise TypeError(f"{fn!r} is a coroutine function: use acall()")
             except BaseException as error:
-                self._settle(ticket, error)
+                self._book_outcome(ticket, error)
                 raise
-            self._passed(ticket)
+            self._book_success(ticket)
             return result
 
         return guarded
 
-    def _aguard(self, fn: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    def _guard_coroutine_function(
+        self, fn: Callable[P, Awaitable[R]]
+    ) -> Callable[P, Coroutine[Any, Any, R]]:
         async def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-            ticket = self._ticket or self._admit()
+            ticket = self._ticket or self._admit_call()
             try:
                 result = await fn(*args, **kwargs)
             except BaseException as error:
-                self._settle(ticket, error)
+                self._book_outcome(ticket, error)
                 raise
-            self._passed(ticket)
+            self._book_success(ticket)
             return result
 
         return guarded
 
-    def _enter(self, state: str, until: float = -math.inf) -> None:
+    def _enter_state(self, state: str, until: float = -math.inf) -> None:
         """Begin a state, with nothing counted. The tickets of calls begun before it are void."""
         self._state: str = state
         self._until = until  # open: when to probe; half-open: when to give up a probe
@@ -184,13 +203,13 @@ class CircuitBreaker:
         self._successes = self._calls = self._failures = 0
         self._slices: deque[_Slice] = deque()
 
-    def _force(self, state: str, until: float = -math.inf) -> None:
+    def _force_state(self, state: str, until: float = -math.inf) -> None:
         with self._lock:
             before = self._state
-            self._enter(state, until)
-        self._announce(before, state)
+            self._enter_state(state, until)
+        self._announce_change(before, state)
 
-    def _admit(self) -> object:
+    def _admit_call(self) -> object:
         """Return a ticket, or refuse the call: the breaker was not closed a moment ago."""
         with self._lock:
             if self._ticket:
@@ -198,26 +217,26 @@ class CircuitBreaker:
             now = self._clock()
             if self._probing.get() in self._probes and now < self._until:
                 return object()  # a call within the probe, which must not refuse itself
-            if wait := self._wait(now):
+            if wait := self._seconds_to_wait(now):
                 raise CircuitOpen(self.name, wait)
             before = self._state
             if before == "open":
-                self._enter("half_open")
+                self._enter_state("half_open")
             self._until = now + self._open_for
             probe = object()
             self._probes.add(probe)
             self._probing.set(probe)
-        self._announce(before, "half_open")
+        self._announce_change(before, "half_open")
         return probe
 
-    def _wait(self, now: float) -> float:
+    def _seconds_to_wait(self, now: float) -> float:
         if self._state == "half_open" and len(self._probes) < self._half_open_max:
             return 0.0
         if self._open_for < self._until - now < math.inf:  # a clock that went back: wait once more
             self._until = now + self._open_for
         return min(max(self._until - now, 0.0), self._open_for)
 
-    def _passed(self, ticket: object) -> None:
+    def _book_success(self, ticket: object) -> None:
         """Book a success, by the shortest way when nothing failed lately."""
         self._lock.acquire()  # half the price of a with statement
         try:
@@ -229,9 +248,9 @@ class CircuitBreaker:
                     return
         finally:
             self._lock.release()
-        self._settle(ticket)
+        self._book_outcome(ticket)
 
-    def _settle(self, ticket: object, error: BaseException | None = None) -> None:
+    def _book_outcome(self, ticket: object, error: BaseException | None = None) -> None:
         """Book the outcome of a call: what it raised, or None."""
         failed: bool | None = None  # it says nothing
         try:
@@ -242,23 +261,23 @@ class CircuitBreaker:
                 before = self._state
                 if ticket in self._probes:
                     self._probes.remove(ticket)
-                    self._judge(failed)
+                    self._judge_probe(failed)
                 elif ticket is self._ticket and failed is not None:
-                    self._count(failed)
+                    self._count_outcome(failed)
                 after = self._state
-            self._announce(before, after)
+            self._announce_change(before, after)
 
-    def _judge(self, failed: bool | None) -> None:
+    def _judge_probe(self, failed: bool | None) -> None:
         if failed:
-            self._enter("open", self._clock() + self._open_for)
+            self._enter_state("open", self._clock() + self._open_for)
         elif failed is False:
             self._successes += 1
             if self._successes >= self._close_after:
-                self._enter("closed")
+                self._enter_state("closed")
 
-    def _count(self, failed: bool) -> None:
+    def _count_outcome(self, failed: bool) -> None:
         now = self._clock()
-        self._slide(now)
+        self._slide_window(now)
         if not self._slices or now - self._slices[-1].begin >= self._width:
             self._slices.append(_Slice(now))
         self._slices[-1].calls += 1
@@ -267,18 +286,23 @@ class CircuitBreaker:
         self._failures += failed
         # Divided, because 3 / 30 is 0.1 but 0.1 * 30 is more than 3.
         if self._calls >= self._min_calls and self._failures / self._calls >= self._failure_rate:
-            self._enter("open", now + self._open_for)
+            self._enter_state("open", now + self._open_for)
 
-    def _slide(self, now: float) -> None:
+    def _slide_window(self, now: float) -> None:
         while self._slices and not 0 <= now - self._slices[0].begin <= self._window:
             oldest = self._slices.popleft()
             self._calls -= oldest.calls
             self._failures -= oldest.failures
 
-    def _announce(self, before: str, after: str) -> None:
+    def _announce_change(self, before: str, after: str) -> None:
         if self._on_change is None or before == after:
             return
         try:
             self._on_change(self.name, before, after)
         except Exception:
             logging.getLogger(__name__).exception("on_change of circuit %r raised", self.name)
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

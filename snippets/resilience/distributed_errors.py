@@ -70,9 +70,13 @@ class RemoteError(Exception):
 
     def __init__(self, envelope: ErrorEnvelope, retry_after: float | None = None) -> None:
         super().__init__(envelope, retry_after)  # both are its args, so that it can be pickled
-        self.envelope, self.retry_after = envelope, retry_after
-        self.code, self.service, self.status = envelope.code, envelope.service, envelope.status
-        self.retryable, self.exhausted = envelope.retryable, envelope.exhausted
+        self.envelope = envelope
+        self.retry_after = retry_after
+        self.code = envelope.code
+        self.service = envelope.service
+        self.status = envelope.status
+        self.retryable = envelope.retryable
+        self.exhausted = envelope.exhausted
         self.attempts = envelope.attempts
 
     def __str__(self) -> str:
@@ -80,11 +84,19 @@ class RemoteError(Exception):
         return f"{self.status} {self.code} after {self.attempts} attempt(s), from {route}"
 
 
-def service_name() -> str:
-    """Return `SERVICE_NAME` of the environment; `RuntimeError` if it is missing or no name."""
-    name = os.environ.get("SERVICE_NAME", "")
+def service_name_from_env(environ: Mapping[str, str] = os.environ) -> str:
+    """Read SERVICE_NAME.
+
+    Raises:
+        RuntimeError: It is not set, or is empty.
+        ValueError: It is no name.
+
+    """
+    name = environ.get("SERVICE_NAME")
+    if not name:
+        raise RuntimeError("SERVICE_NAME is not set, or is empty")
     if not _NAME.fullmatch(name):
-        raise RuntimeError("SERVICE_NAME must be set: 1 to 64 letters, digits, '_' or '-'")
+        raise ValueError(f"SERVICE_NAME must be 1 to 64 letters, digits, '_' or '-', got {name!r}")
     return name
 
 
@@ -97,7 +109,7 @@ def to_wire(
     of an error of your own) only the fields in `allow` are sent. A neighbor's 401 or 403 is about
     our credentials: it becomes a 502, with its code.
     """
-    envelope = _envelope(err, service)
+    envelope = _envelope_of(err, service)
     if envelope.hops and envelope.status in (401, 403):
         envelope = replace(envelope, status=502)
     body = {
@@ -114,7 +126,7 @@ def to_wire(
     details = {name: value for name, value in envelope.details.items() if name in allow}
     # What we do not understand goes one hop further: the next one may be newer than we are.
     unknown = envelope.unknown if len(envelope.hops) == 1 else {}
-    data = json.dumps(body | _scalars(unknown) | {"details": _scalars(details)}).encode()
+    data = json.dumps(body | _plain_fields(unknown) | {"details": _plain_fields(details)}).encode()
     headers = {"content-type": "application/problem+json"}
     if (seconds := getattr(err, "retry_after", None)) is not None:
         headers["retry-after"] = str(math.ceil(seconds))
@@ -135,7 +147,7 @@ def from_wire(
     `known` are codes of your own, besides `KNOWN`.
     """
     by_class = {4: "request_rejected", 5: "upstream_failed"}.get(status // 100, "bad_response")
-    data = _read(body) or {
+    data = _read_envelope(body) or {
         "code": CODES.get(status, by_class),
         "service": service,
         "retryable": status in _RETRYABLE,
@@ -149,11 +161,11 @@ def from_wire(
         status=status if 400 <= status <= 599 else 502,
         retryable=data["retryable"],
         exhausted=data["exhausted"],
-        attempts=_count(data.get("attempts")),
-        hops=(*(hop for hop in hops if _is(_NAME, hop)), service)[:HOPS],
-        trace_id=trace_id if _is(_WORD, trace_id) else None,
-        details=_scalars(details if isinstance(details, dict) else {}),
-        unknown=_scalars({name: data[name] for name in data if name not in _FIELDS}),
+        attempts=_sound_attempts(data.get("attempts")),
+        hops=(*(hop for hop in hops if _matches(_NAME, hop)), service)[:HOPS],
+        trace_id=trace_id if _matches(_WORD, trace_id) else None,
+        details=_plain_fields(details if isinstance(details, dict) else {}),
+        unknown=_plain_fields({name: data[name] for name in data if name not in _FIELDS}),
         original=None if code in KNOWN or code in known else code,
     )
     wait = next((headers[name] for name in headers if name.lower() == "retry-after"), "")
@@ -167,11 +179,11 @@ def unanswered(cause: Exception, *, service: str) -> RemoteError:
     return error
 
 
-def _envelope(err: BaseException, service: str) -> ErrorEnvelope:
+def _envelope_of(err: BaseException, service: str) -> ErrorEnvelope:
     code, status, context = (getattr(err, name, None) for name in ("code", "status", "context"))
     if isinstance(err, RemoteError):
         envelope = err.envelope
-    elif hasattr(err, "retryable") and _is(_WORD, code):
+    elif hasattr(err, "retryable") and _matches(_WORD, code):
         status = status or getattr(err, "answer", None)
         envelope = ErrorEnvelope(
             code=str(code),
@@ -183,13 +195,13 @@ def _envelope(err: BaseException, service: str) -> ErrorEnvelope:
     else:
         envelope = ErrorEnvelope("internal", service, 500)
     exhausted = getattr(err, "exhausted", False) is True  # `should_retry` marks any error
-    attempts = _count(getattr(err, "attempts", 1))
+    attempts = _sound_attempts(getattr(err, "attempts", 1))
     if (exhausted, attempts) == (envelope.exhausted, envelope.attempts):
         return envelope
     return replace(envelope, exhausted=exhausted, attempts=attempts)
 
 
-def _read(body: bytes) -> dict[str, Any] | None:
+def _read_envelope(body: bytes) -> dict[str, Any] | None:
     """Return the fields of an envelope, None for anything else."""
     try:
         data = json.loads(body) if len(body) <= SIZE else None
@@ -197,28 +209,28 @@ def _read(body: bytes) -> dict[str, Any] | None:
         return None
     sound = (
         isinstance(data, dict)
-        and _is(_WORD, data.get("code"))
-        and _is(_NAME, data.get("service"))
+        and _matches(_WORD, data.get("code"))
+        and _matches(_NAME, data.get("service"))
         and isinstance(data.get("retryable"), bool)
         and isinstance(data.get("exhausted"), bool)
     )
     return data if sound else None
 
 
-def _is(kind: re.Pattern[str], value: object) -> bool:
+def _matches(kind: re.Pattern[str], value: object) -> bool:
     return isinstance(value, str) and kind.fullmatch(value) is not None
 
 
-def _count(value: object) -> int:
+def _sound_attempts(value: object) -> int:
     return value if type(value) is int and 1 <= value <= 999 else 1
 
 
-def _scalars(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields with a plain name and a plain value, texts cut to 200 characters."""
     return {
         name: value[:200] if isinstance(value, str) else value
         for name, value in fields.items()
-        if _is(_NAME, name)
+        if _matches(_NAME, name)
         and (value is None or isinstance(value, (str, int, float)))
         and (not isinstance(value, float) or math.isfinite(value))
     }

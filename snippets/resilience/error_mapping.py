@@ -47,7 +47,7 @@ def from_response(
     The answer's own error code, if it has one, is in `context["upstream_code"]`.
     """
     status = status if 100 <= status <= 999 else 0  # an int of 5,000 digits cannot be printed
-    said, code, fields = _read(body)
+    said, code, fields = _read_body(body)
     message = f"{service} answered {status} {PHRASES.get(status, 'Unknown')}"
     details: dict[str, Any] = {
         "status": status or None,
@@ -127,7 +127,7 @@ def _retry_after(headers: Mapping[str, str], clock: Callable[[], float]) -> floa
         return None
 
 
-def _read(body: bytes | str) -> tuple[str, str, dict[str, str]]:
+def _read_body(body: bytes | str) -> tuple[str, str, dict[str, str]]:
     """Return what a body says, its error code and its fields, each empty if it has none."""
     start = body[:65_536]  # enough for an error; JSON that is cut here is not read
     text = start if isinstance(start, str) else start.decode("utf-8", "replace")
@@ -136,29 +136,29 @@ def _read(body: bytes | str) -> tuple[str, str, dict[str, str]]:
         error = data.get("error", data) if isinstance(data, dict) else None
         code = error.get("code") if isinstance(error, dict) else error
         errors = (data.get("errors") or data.get("detail")) if isinstance(data, dict) else None
-        return _sentence(data), "" if code is None else str(code)[:100], _fields(errors)
+        return _find_sentence(data), "" if code is None else str(code)[:100], _field_errors(errors)
     except (ValueError, RecursionError):
         return "" if text.lstrip()[:1] in ("<", "{", "[") else text, "", {}  # a page, a piece
 
 
-def _sentence(data: object) -> str:
+def _find_sentence(data: object) -> str:
     """Find the sentence for humans in the shapes that APIs give an error."""
     if isinstance(data, list):
-        return "; ".join(filter(None, map(_sentence, data[:5])))
+        return "; ".join(filter(None, map(_find_sentence, data[:5])))
     if isinstance(data, dict):
         keys = ("detail", "message", "error_description", "error", "errors", "title", "msg")
-        return next(filter(None, (_sentence(data.get(key)) for key in keys)), "")
+        return next(filter(None, (_find_sentence(data.get(key)) for key in keys)), "")
     return data if isinstance(data, str) else ""
 
 
-def _fields(errors: object) -> dict[str, str]:
+def _field_errors(errors: object) -> dict[str, str]:
     if isinstance(errors, dict):
         pairs = list(errors.items())[:50]
-        return {one_line(name): one_line(_sentence(wrong)) for name, wrong in pairs}
+        return {one_line(name): one_line(_find_sentence(wrong)) for name, wrong in pairs}
     fields = {}
     for one in errors[:50] if isinstance(errors, list) else ():
         if isinstance(one, dict):
             name = one.get("field") or one.get("pointer") or one.get("loc") or ""
             path = ".".join(map(str, name)) if isinstance(name, list) else name
-            fields[one_line(path)] = one_line(_sentence(one))
+            fields[one_line(path)] = one_line(_find_sentence(one))
     return fields

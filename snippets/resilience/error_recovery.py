@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -102,11 +103,18 @@ class Recovery:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         blocking_sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        if max_recoveries < 0 or not deadline > 0:
-            raise ValueError("max_recoveries must be at least 0, deadline above 0")
+        if not isinstance(max_recoveries, int) or isinstance(max_recoveries, bool):
+            raise ValueError(f"max_recoveries must be a whole number, got {max_recoveries!r}")
+        if max_recoveries < 0:
+            raise ValueError(f"max_recoveries must be 0 or more, got {max_recoveries!r}")
+        if not (_is_number(deadline) and deadline > 0):
+            raise ValueError(f"deadline must be a number of seconds over 0, got {deadline!r}")
         self._strategies = tuple(strategies)
-        self._max_recoveries, self._deadline, self._clock = max_recoveries, deadline, clock
-        self._sleep, self._blocking_sleep = sleep, blocking_sleep
+        self._max_recoveries = max_recoveries
+        self._deadline = deadline
+        self._clock = clock
+        self._sleep = sleep
+        self._blocking_sleep = blocking_sleep
 
     async def run(self, fn: Callable[[], Awaitable[R]]) -> Recovered[R]:
         """Return what `await fn()` returns, sooner or later, or a fallback.
@@ -118,7 +126,7 @@ class Recovery:
             Exception: What `fn` raised, if no strategy handles it or if one gives up.
 
         """
-        return await self._run(fn, self._sleep, asyncio.timeout)
+        return await self._run_within_budgets(fn, self._sleep, asyncio.timeout)
 
     def run_sync(self, fn: Callable[[], R]) -> Recovered[R]:
         """Do the same with a function. A strategy that has to wait for a loop is a `TypeError`."""
@@ -130,7 +138,7 @@ class Recovery:
             self._blocking_sleep(seconds)
 
         # A coroutine that waits for nothing runs from start to end in one step, without a loop.
-        running = self._run(call, pause, lambda left: contextlib.nullcontext())
+        running = self._run_within_budgets(call, pause, lambda left: contextlib.nullcontext())
         try:
             running.send(None)
         except StopIteration as end:
@@ -139,7 +147,7 @@ class Recovery:
         running.close()
         raise TypeError("a strategy waits for an event loop: use run()")
 
-    async def _run(
+    async def _run_within_budgets(
         self,
         fn: Callable[[], Awaitable[R]],
         sleep: Callable[[float], Awaitable[object]],
@@ -155,7 +163,7 @@ class Recovery:
                 err = exc
             # Not within the except: a strategy may raise what it shares with other runs, which
             # would get this error as its context.
-            outcome = await self._recover(err, used, steps, ends, limit)
+            outcome = await self._recover_from(err, used, steps, ends, limit)
             if isinstance(outcome, Fallback):
                 return Recovered(outcome.value, True, tuple(steps))
             if isinstance(outcome, GiveUp):
@@ -163,7 +171,7 @@ class Recovery:
             if outcome.after > 0:
                 await sleep(outcome.after)
 
-    async def _recover(
+    async def _recover_from(
         self, err: Exception, used: list[int], steps: list[str], ends: float, limit: Any
     ) -> Outcome:
         if not isinstance(err, Failure):
@@ -191,3 +199,8 @@ class Recovery:
             tried = ", ".join(steps) or "nothing"
             raise RecoveryFailed(f"{type(err).__name__}, after {tried}") from err
         return GiveUp()
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

@@ -38,12 +38,12 @@ def redact(value: Any) -> Any:
     `value` beside a `name`, `name=value` within a text. So are user-info and query of an address.
     A secret that nothing names is not recognized.
     """
-    return _copy(value, ())
+    return _redacted_copy(value, ())
 
 
 def one_line(value: object) -> str:
     """Return a text without secrets, on one line of 500 characters, that UTF-8 can carry."""
-    text = redact(_text(value)[:4000])
+    text = redact(_text_of(value)[:4000])
     if not text.isprintable():  # line breaks, control characters, marks that turn the direction
         text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return text if len(text) <= 500 else f"{text[:499]}…"
@@ -64,29 +64,29 @@ def scrub(error: BaseException) -> None:
                 chain.append(behind)
 
 
-def _copy(value: Any, parents: tuple[int, ...]) -> Any:
+def _redacted_copy(value: Any, parents: tuple[int, ...]) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     if not isinstance(value, Mapping | list | tuple | set | frozenset):
-        return _hide(_text(value))
+        return _hide_secrets(_text_of(value))
     if id(value) in parents or len(parents) >= 10:  # it holds itself, or is too deep for a log
         return "..."
     parents = (*parents, id(value))
     if isinstance(value, Mapping):
-        items = [(_text(key), one) for key, one in value.items()]
-        if _NAME.search(_text(value.get("name")).lower()) and "value" in value:
+        items = [(_text_of(key), one) for key, one in value.items()]
+        if _NAME.search(_text_of(value.get("name")).lower()) and "value" in value:
             items.append(("value", "***"))
         return {
-            _hide(key): "***" if _NAME.search(key.lower()) else _copy(one, parents)
+            _hide_secrets(key): "***" if _NAME.search(key.lower()) else _redacted_copy(one, parents)
             for key, one in items
         }
-    copies = [_copy(one, parents) for one in value]
+    copies = [_redacted_copy(one, parents) for one in value]
     if len(copies) == 2 and isinstance(copies[0], str) and _NAME.search(copies[0].lower()):
         copies[1] = "***"
     return copies
 
 
-def _hide(text: str) -> str:
+def _hide_secrets(text: str) -> str:
     if _WORD.fullmatch(text):
         return text
     patterns = _ADDRESSES + _NAMED if _HINT.search(text.lower()) else _ADDRESSES
@@ -95,7 +95,7 @@ def _hide(text: str) -> str:
     return text
 
 
-def _text(value: object) -> str:
+def _text_of(value: object) -> str:
     try:
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     except Exception:  # whatever it is: one error must not hide the other

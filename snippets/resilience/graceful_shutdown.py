@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -54,11 +55,15 @@ class Lifecycle:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not (0 <= drain_delay < math.inf and 0 <= grace < math.inf):
-            raise ValueError("drain_delay and grace must be 0 or more, and finite")
-        self.drain_delay, self.grace, self._clock = drain_delay, grace, clock
+        for name, seconds in (("drain_delay", drain_delay), ("grace", grace)):
+            if not (_is_number(seconds) and seconds >= 0):
+                raise ValueError(f"{name} must be a number of seconds, 0 or more, got {seconds!r}")
+        self.drain_delay = drain_delay
+        self.grace = grace
+        self._clock = clock
         self.draining = False  # may be read from any thread
-        self._draining, self._closing = asyncio.Event(), asyncio.Event()
+        self._draining = asyncio.Event()
+        self._closing = asyncio.Event()
         self._ends: float | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._callbacks: list[Callable[[], Awaitable[object]]] = []
@@ -67,14 +72,15 @@ class Lifecycle:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Lifecycle:
-        """Read DRAIN_DELAY_S and GRACE_S; `RuntimeError` names one that is no number."""
-        times = {"DRAIN_DELAY_S": 5.0, "GRACE_S": 20.0}
-        for name in times:
-            try:
-                times[name] = float(environ.get(name, times[name]))
-            except ValueError:
-                raise RuntimeError(f"{name} must be a number of seconds") from None
-        return cls(times["DRAIN_DELAY_S"], times["GRACE_S"])
+        """Read DRAIN_DELAY_S and GRACE_S; `ValueError` names one that is no number from 0."""
+
+        def seconds(name: str, default: str) -> float:
+            text = environ.get(name) or default
+            if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+                raise ValueError(f"{name} must be a number of seconds, 0 or more, got {text!r}")
+            return float(text)
+
+        return cls(seconds("DRAIN_DELAY_S", "5"), seconds("GRACE_S", "20"))
 
     def ready(self) -> bool:
         """Tell load balancers whether to send requests here."""
@@ -93,7 +99,7 @@ class Lifecycle:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
             self.draining = True
-            loop.call_soon_threadsafe(self._drain, number)
+            loop.call_soon_threadsafe(self._begin_drain, number)
 
         for number in signals or (signal.SIGTERM, signal.SIGINT):
             self._servers[number] = signal.signal(number, on_signal)
@@ -108,7 +114,7 @@ class Lifecycle:
             raise RuntimeError(f"the process is stopping: {name!r} was not started")
         task = asyncio.get_running_loop().create_task(coro, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._report_task)
         return task
 
     def on_stop(self, callback: Callable[[], Awaitable[object]]) -> None:
@@ -121,11 +127,11 @@ class Lifecycle:
 
     def until_draining(self, source: AsyncIterator[T]) -> AsyncIterator[T]:
         """Yield from `source` until the drain begins: for consumers. No item is lost."""
-        return _until(source, self._draining)
+        return _items_until(source, self._draining)
 
     def until_closing(self, source: AsyncIterator[T]) -> AsyncIterator[T]:
         """Yield from `source` until the drain is over: for streams to clients."""
-        return _until(source, self._closing)
+        return _items_until(source, self._closing)
 
     async def stop(self, reason: str) -> Report:
         """Let the tracked tasks finish, cancel those that do not, call the callbacks. Once.
@@ -134,21 +140,21 @@ class Lifecycle:
         wrong is in the report and in the log.
         """
         if self._stopping is None:
-            self._stopping = asyncio.get_running_loop().create_task(self._stop(reason))
+            self._stopping = asyncio.get_running_loop().create_task(self._stop_work(reason))
         return await asyncio.shield(self._stopping)
 
-    def _drain(self, number: int) -> None:
+    def _begin_drain(self, number: int) -> None:
         self._draining.set()
         self._ends = self._clock() + self.drain_delay + self.grace
         logger.info("%s: draining for %.1f s", signal.Signals(number).name, self.drain_delay)
-        asyncio.get_running_loop().call_later(self.drain_delay, self._close, number)
+        asyncio.get_running_loop().call_later(self.drain_delay, self._close_server, number)
 
-    def _close(self, number: int) -> None:
+    def _close_server(self, number: int) -> None:
         self._closing.set()
         if callable(server := self._servers[number]):
             server(number, None)
 
-    async def _stop(self, reason: str) -> Report:
+    async def _stop_work(self, reason: str) -> Report:
         self.draining = True
         self._draining.set()
         self._closing.set()
@@ -175,13 +181,13 @@ class Lifecycle:
             signal.signal(number, server or signal.SIG_DFL)
         return Report(reason, tuple(sorted(t.get_name() for t in cancelled)), tuple(errors))
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _report_task(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             logger.error("background task %s failed", task.get_name(), exc_info=error)
 
 
-async def _until(source: AsyncIterator[T], event: asyncio.Event) -> AsyncIterator[T]:
+async def _items_until(source: AsyncIterator[T], event: asyncio.Event) -> AsyncIterator[T]:
     end = asyncio.ensure_future(event.wait())
     item: asyncio.Future[T] | None = None
     try:
@@ -202,3 +208,8 @@ async def _until(source: AsyncIterator[T], event: asyncio.Event) -> AsyncIterato
         end.cancel()
         if item is not None:
             item.cancel()
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -53,7 +52,7 @@ class IntegrationError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Python's own would call __init__ with the message alone.
-        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+        return _make_again, (type(self), self.args), self.__dict__
 
 
 class AuthenticationError(IntegrationError):
@@ -114,6 +113,10 @@ class BadResponse(IntegrationError):
     """It answered with something that is no answer (a redirect, a broken body)."""
 
     code = "bad_response"
+
+
+def _make_again(kind: type[IntegrationError], args: tuple[Any, ...]) -> IntegrationError:
+    return kind.__new__(kind, *args)
 
 
 def to_problem(error: IntegrationError, *, instance: str | None = None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -23,6 +24,9 @@ class RefreshToken:
         token_of: Tells, of a failure, the token that the failed call had sent.
         timeout: Seconds until a refresh that hangs has failed (a function cannot be ended).
 
+    Raises:
+        ValueError: The timeout is not above 0.
+
     """
 
     budget = 1
@@ -34,7 +38,11 @@ class RefreshToken:
         *,
         timeout: float = 10.0,
     ) -> None:
-        self._refresh, self._token_of, self._timeout = refresh, token_of, timeout
+        if not (_is_number(timeout) and timeout > 0):
+            raise ValueError(f"timeout must be a number of seconds over 0, got {timeout!r}")
+        self._refresh = refresh
+        self._token_of = token_of
+        self._timeout = timeout
         self._waits = inspect.iscoroutinefunction(refresh)
         self._lock = threading.Lock()
         self._token: object = None  # the newest
@@ -56,15 +64,15 @@ class RefreshToken:
                 flight = self._flight = Future()
         if loop:
             if first:  # in a task of its own, so that it is not cancelled with the caller
-                self._task = loop.create_task(self._fly(flight))
+                self._task = loop.create_task(self._refresh_for_all(flight))
             await asyncio.wait([asyncio.wrap_future(flight)])
         elif first:
-            await self._fly(flight)
+            await self._refresh_for_all(flight)
         if failure := flight.result(self._timeout):
             raise failure
         return Retry()
 
-    async def _fly(self, flight: Future[Exception | None]) -> None:
+    async def _refresh_for_all(self, flight: Future[Exception | None]) -> None:
         failure: Exception | None = RuntimeError("the refresh was interrupted")
         mark = self._refreshing.set(True)
         try:
@@ -81,10 +89,18 @@ class RefreshToken:
 
 
 class WaitRateLimit:
-    """On a 429 that says for how long, waits, if that is not above `max_wait` seconds."""
+    """On a 429 that says for how long, waits, if that is not above `max_wait` seconds.
+
+    `budget` is how often, at most, in one run. Raises `ValueError` for a number out of its range.
+    """
 
     def __init__(self, max_wait: float, *, budget: int = 3) -> None:
-        self._max_wait, self.budget = max_wait, budget
+        if not (_is_number(max_wait) and max_wait >= 0):
+            raise ValueError(f"max_wait must be a number of seconds, 0 or more, got {max_wait!r}")
+        if not isinstance(budget, int) or isinstance(budget, bool) or budget < 0:
+            raise ValueError(f"budget must be a whole number, 0 or more, got {budget!r}")
+        self._max_wait = max_wait
+        self.budget = budget
 
     def handles(self, err: Failure) -> bool:
         """Tell whether it is a 429 whose `retry_after` is there and not too long."""
@@ -115,7 +131,8 @@ class FallbackValue:
         *,
         on: Callable[[Failure], bool] = lambda err: err.retryable,
     ) -> None:
-        self._producer, self._on = producer, on
+        self._producer = producer
+        self._on = on
 
     def handles(self, err: Failure) -> bool:
         """Tell whether the value stands in for this failure."""
@@ -129,3 +146,8 @@ class FallbackValue:
         except Exception as exc:  # the original error is the one to see
             err.add_note(f"the fallback raised {type(exc).__name__}")
             return GiveUp()
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

@@ -35,8 +35,10 @@ class RetryBudget:
     """
 
     def __init__(self, ratio: float = 0.1, reserve: int = 10) -> None:
-        if not (0 < ratio < math.inf and 1 <= reserve < math.inf):
-            raise ValueError("ratio must be above 0 and reserve at least 1")
+        if not (_is_number(ratio) and ratio > 0):
+            raise ValueError(f"ratio must be a number over 0, got {ratio!r}")
+        if not (_is_number(reserve) and reserve >= 1):
+            raise ValueError(f"reserve must be a number of retries, 1 or more, got {reserve!r}")
         # Counted in calls, not in retries: ten times 0.1 is less than 1.
         self._cost = 1 / ratio
         self._saved = self._most = reserve / ratio
@@ -69,7 +71,7 @@ class RetryPolicy:
         base: The longest wait after the first failure; it doubles with each further one.
         cap: The longest wait at all. The actual wait is a random share of it ("full jitter").
         max_elapsed: No wait is begun that would end later than this after the first call began.
-            It does not stop a call that runs: give the client a timeout.
+            It does not stop a call that runs: give the client a timeout. Infinity is no limit.
         retry_on: The exceptions worth repeating: a class, a tuple of classes, or a function.
         retry_after: Returns how long the failed server asked to wait, or None. The jittered wait
             comes on top, or all who were asked the same would return together.
@@ -97,12 +99,18 @@ class RetryPolicy:
     async_sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
 
     def __post_init__(self) -> None:
+        if not isinstance(self.attempts, int) or isinstance(self.attempts, bool):
+            raise ValueError(f"attempts must be a whole number, got {self.attempts!r}")
         if self.attempts < 1:
-            raise ValueError(f"attempts must be at least 1, not {self.attempts}")
-        if not 0 <= self.base <= self.cap < math.inf:
-            raise ValueError(f"0 <= base <= cap must hold, not base={self.base}, cap={self.cap}")
-        if not self.max_elapsed > 0:
-            raise ValueError(f"max_elapsed must be above 0, not {self.max_elapsed}")
+            raise ValueError(f"attempts must be 1 or more, got {self.attempts!r}")
+        for name, seconds in (("base", self.base), ("cap", self.cap)):
+            if not (_is_number(seconds) and seconds >= 0):
+                raise ValueError(f"{name} must be a number of seconds, 0 or more, got {seconds!r}")
+        if self.base > self.cap:
+            raise ValueError(f"base must be at most cap, {self.cap!r}, got {self.base!r}")
+        longest = self.max_elapsed
+        if not (longest == math.inf or (_is_number(longest) and longest > 0)):
+            raise ValueError(f"max_elapsed must be a number of seconds over 0, got {longest!r}")
         if isinstance(self.retry_on, tuple):
             isinstance(None, self.retry_on)  # a TypeError now, not within the first failure
 
@@ -205,3 +213,8 @@ def retrying(policy: RetryPolicy) -> Callable[[F], F]:
         return cast("F", acall if inspect.iscoroutinefunction(fn) else call)
 
     return decorate
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

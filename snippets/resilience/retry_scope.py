@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -30,6 +31,9 @@ class RetryScope:
         minimum: With no more time left than this, nothing is begun.
         clock: Returns seconds that never go back.
 
+    Raises:
+        ValueError: A number is out of its range.
+
     """
 
     service: str
@@ -39,6 +43,18 @@ class RetryScope:
     depth: int = 0
     minimum: float = 0.0
     clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        counts = {"attempts": (self.attempts, 1), "attempt": (self.attempt, 1)}
+        for name, (count, least) in (counts | {"depth": (self.depth, 0)}).items():
+            if not isinstance(count, int) or isinstance(count, bool) or count < least:
+                raise ValueError(f"{name} must be a whole number, {least} or more, got {count!r}")
+        if not (_is_number(self.minimum) and self.minimum >= 0):
+            raise ValueError(
+                f"minimum must be a number of seconds, 0 or more, got {self.minimum!r}"
+            )
+        if not _is_number(self.deadline):
+            raise ValueError(f"deadline must be an instant on the clock, got {self.deadline!r}")
 
     @classmethod
     def from_headers(
@@ -55,8 +71,11 @@ class RetryScope:
         """Return the scope of an incoming request or message, of at most `seconds`.
 
         Only a `trusted` one, from your own services, tells its attempt and depth. An attempt
-        beyond ours is our last one. What cannot be read counts as not sent.
+        beyond ours is our last one. What cannot be read counts as not sent. Raises `ValueError`
+        for a number of ours that is out of its range.
         """
+        if not (_is_number(seconds) and seconds > 0):
+            raise ValueError(f"seconds must be a number over 0, got {seconds!r}")
         sent = {name.lower(): value for name, value in headers.items()}
 
         def number(header: str, default: int) -> int:
@@ -111,7 +130,7 @@ def should_retry(err: BaseException, scope: RetryScope) -> bool:
     """
     if not getattr(err, "retryable", False) or getattr(err, "exhausted", False):
         return False
-    err.exhausted, err.attempts = True, scope.attempt  # type: ignore[attr-defined]
+    vars(err).update(exhausted=True, attempts=scope.attempt)
     wait = getattr(err, "retry_after", None) or 0.0
     if scope.attempt >= scope.attempts or scope.remaining() - wait <= scope.minimum:
         return False
@@ -156,3 +175,8 @@ def redelivery(
         ERROR: body.decode(),
         FAILURES: ",".join([*before, f"{error['service']}/{error['code']}"][-HOPS:]),
     }
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bench.kit import Plot, Table, compare, ratio_table, version
+from patterns.resilience.retry_backoff_kit import END, WAITS, WIDTH, crowds
 from retry_backoff import RetryPolicy, aretry, retry, retrying
 
 OURS = "this pattern"
 CALLS = 1000
-CLIENTS, BEFORE, ATTEMPTS, BASE, CAP = 100, 5, 10, 0.1, 2.0
-WIDTH, END = 0.1, 9.0
 
 
 def fine() -> int:
@@ -90,54 +88,6 @@ def success_async() -> Table:
         loop.close()
     note = "An await that succeeds at once, of a coroutine that does nothing; decorated if not said."
     return ratio_table("success-async", seconds, base=OURS, note=note)
-
-
-def no_jitter(rng: random.Random) -> Callable[[int], float]:
-    """Return the waits of a client that doubles and does not jitter."""
-    return lambda attempt: min(CAP, BASE * 2.0 ** (attempt - 1))
-
-
-def clamped_jitter(rng: random.Random) -> Callable[[int], float]:
-    """Return the waits of a client that adds its jitter and then clamps, as stamina does."""
-    return lambda attempt: min(CAP, BASE * 2.0 ** (attempt - 1) + rng.uniform(0, 1))
-
-
-def full_jitter(rng: random.Random) -> Callable[[int], float]:
-    """Return the waits of this pattern."""
-    return RetryPolicy(base=BASE, cap=CAP, rng=rng.random).backoff
-
-
-WAITS: dict[str, Callable[[random.Random], Callable[[int], float]]] = {
-    "no jitter": no_jitter,
-    "jitter added, then clamped": clamped_jitter,
-    "full jitter (this pattern)": full_jitter,
-}
-
-
-def instants(kind: str) -> list[list[float]]:
-    """Return the instants in seconds at which each client calls again.
-
-    All of them have failed `BEFORE` times, so that their waits are at the cap, and fail together once more at 0.
-    """
-    rng = random.Random(2026)
-    clients = []
-    for _ in range(CLIENTS):
-        wait, now, seen = WAITS[kind](rng), 0.0, list[float]()
-        for attempt in range(BEFORE + 1, BEFORE + 1 + ATTEMPTS):
-            now += wait(attempt)
-            seen.append(now)
-        clients.append(seen)
-    return clients
-
-
-def crowds(kind: str) -> list[int]:
-    """Return how many calls arrive in each `WIDTH` seconds."""
-    counts = [0] * round(END / WIDTH)
-    for client in instants(kind):
-        for instant in client:
-            if instant < END:
-                counts[int(instant / WIDTH)] += 1
-    return counts
 
 
 def draw(axes: Any) -> None:

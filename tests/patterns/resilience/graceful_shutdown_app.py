@@ -86,6 +86,7 @@ def graceful() -> FastAPI:
 
     @app.get("/slow")
     async def slow(seconds: float = 1.0) -> str:
+        say("slow has begun")
         await asyncio.sleep(seconds)
         return "done"
 

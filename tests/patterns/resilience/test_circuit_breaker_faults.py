@@ -283,7 +283,7 @@ async def test_a_server_that_refuses_connections_opens_it_and_is_found_again(
     assert breaker.state == "closed"
 
 
-async def test_a_server_that_answers_404_is_alive_but_counting_every_exception_calls_it_down(
+async def test_a_server_that_answers_404_is_alive_but_counting_every_error_calls_it_down(
     get: Get, upstream: Upstream, clock: Clock
 ) -> None:
     breaker = CircuitBreaker("http", min_calls=3, counts=is_down, clock=clock)
@@ -459,5 +459,5 @@ class Machine(RuleBasedStateMachine):
 Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def test_any_sequence_of_calls_ends_waits_and_operators_leaves_the_state_that_a_model_predicts() -> None:
+def test_any_sequence_of_calls_ends_and_waits_leaves_the_state_that_a_model_predicts() -> None:
     Machine.TestCase().runTest()

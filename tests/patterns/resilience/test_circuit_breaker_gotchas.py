@@ -145,7 +145,7 @@ async def crowd_of_tasks(breaker: CircuitBreaker | NaiveBreaker, size: int) -> t
     return answered, size - answered
 
 
-async def test_of_a_crowd_one_becomes_the_probe_where_a_naive_breaker_lets_all_of_them_through(
+async def test_of_a_crowd_one_becomes_the_probe_where_a_naive_breaker_lets_all_through(
     clock: Clock,
 ) -> None:
     def ready_to_probe() -> tuple[CircuitBreaker, NaiveBreaker]:
@@ -197,7 +197,7 @@ async def test_a_storm_of_cancelled_probes_leaves_the_place_to_the_next_caller(
     assert breaker.state == "closed"
 
 
-async def test_a_probe_that_hangs_loses_its_place_after_open_for_but_may_still_close_the_breaker(
+async def test_a_hung_probe_loses_its_place_after_open_for_but_may_still_close_the_breaker(
     breaker: CircuitBreaker, clock: Clock
 ) -> None:
     trip(breaker, 20)
@@ -396,7 +396,7 @@ async def test_a_call_from_before_the_outage_does_not_count_after_it_either(
     assert (breaker.state, breaker.snapshot().calls) == ("closed", 0)
 
 
-async def test_a_clock_set_back_an_hour_costs_one_open_for_where_a_naive_breaker_waits_the_hour(
+async def test_a_clock_set_back_an_hour_costs_one_open_for_and_a_naive_breaker_the_hour(
     breaker: CircuitBreaker, clock: Clock
 ) -> None:
     naive = NaiveBreaker(threshold=1, open_for=30, clock=clock)
@@ -489,7 +489,7 @@ async def test_a_timeout_outside_the_breaker_hides_the_outage_and_one_inside_ope
     assert inside.state == "open"
 
 
-async def test_what_fails_only_after_the_call_is_refused_where_a_naive_breaker_counts_successes(
+async def test_what_fails_after_the_call_is_refused_where_a_naive_breaker_counts_successes(
     breaker: CircuitBreaker, clock: Clock
 ) -> None:
     async def late() -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +31,7 @@ from distributed_errors import (
     ErrorEnvelope,
     RemoteError,
     from_wire,
-    service_name,
+    service_name_from_env,
     to_wire,
     unanswered,
 )
@@ -308,7 +310,7 @@ WORKER = """
 """
 
 
-def test_a_redelivered_message_goes_on_counting_in_another_process_until_the_dead_letters(chain: Chain) -> None:
+def test_a_redelivered_message_goes_on_counting_in_another_process_until_it_is_dead(chain: Chain) -> None:
     _a, _b, c, d = chain
     c.answer = c.transparent
     message: dict[str, Any] = {"headers": {"tenant": "acme"}, "body": "order 7"}
@@ -516,7 +518,7 @@ def test_the_worst_mix_of_fresh_errors_over_three_layers_makes_10_calls_not_27()
         assert calls == expected
 
 
-def test_fixed_delays_of_all_layers_pass_the_time_of_a_client_who_left_and_here_nothing_is_begun() -> None:
+def test_fixed_delays_of_all_layers_outlast_the_client_and_here_nothing_is_begun() -> None:
     def run(*, naive: bool) -> list[float]:
         """Three layers, each with waits of 0.5 and 1 s; a client who waits 2 s. Return when the bottom was called."""
         now, called = [0.0], []
@@ -806,10 +808,27 @@ def test_no_body_makes_reading_or_passing_on_fail(body: bytes) -> None:
 
 @pytest.mark.parametrize("name", [None, "", "db-1.internal", "two words", "x" * 65, "x\n"])
 def test_a_missing_or_bad_service_name_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
-    monkeypatch.delenv("SERVICE_NAME", raising=False)
-    if name is not None:
-        monkeypatch.setenv("SERVICE_NAME", name)
-    with pytest.raises(RuntimeError, match="SERVICE_NAME must be set"):
-        service_name()
+    environ = {} if name is None else {"SERVICE_NAME": name}
+    if name:
+        message = f"SERVICE_NAME must be 1 to 64 letters, digits, '_' or '-', got {name!r}"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            service_name_from_env(environ)
+    else:
+        with pytest.raises(RuntimeError, match=r"^SERVICE_NAME is not set, or is empty$"):
+            service_name_from_env(environ)
     monkeypatch.setenv("SERVICE_NAME", "x" * 60 + "-_0Z")
-    assert service_name() == "x" * 60 + "-_0Z"
+    assert service_name_from_env() == "x" * 60 + "-_0Z"
+
+
+@pytest.mark.parametrize("wrong", [-1, math.nan, math.inf, True, "1"])
+def test_a_scope_with_a_number_that_is_none_is_refused(wrong: Any) -> None:
+    for name, least in (("attempts", 1), ("attempt", 1), ("depth", 0)):
+        with pytest.raises(ValueError, match=rf"^{name} must be a whole number, {least} or more, got {wrong!r}$"):
+            scope(**{name: wrong})
+    with pytest.raises(ValueError, match=rf"^minimum must be a number of seconds, 0 or more, got {wrong!r}$"):
+        scope(minimum=wrong)
+    with pytest.raises(ValueError, match=rf"^seconds must be a number over 0, got {wrong!r}$"):
+        RetryScope.from_headers({}, service="me", seconds=wrong)
+    if wrong != -1:
+        with pytest.raises(ValueError, match=rf"^deadline must be an instant on the clock, got {wrong!r}$"):
+            scope(deadline=wrong)

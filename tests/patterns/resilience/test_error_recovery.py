@@ -25,7 +25,7 @@ from integration_errors import (
     UpstreamTimeout,
 )
 from patterns.resilience.error_recovery_kit import DOWN, First, Repair, Script, Second, Way, limited, refused
-from recovery_strategies import FallbackValue, WaitRateLimit
+from recovery_strategies import FallbackValue, RefreshToken, WaitRateLimit
 
 
 @pytest.fixture(params=[True, False], ids=["async", "sync"])
@@ -59,7 +59,7 @@ async def test_a_manager_that_recovers_and_returns_true_never_repeats_the_call(w
     assert script.calls == 2
 
 
-async def test_a_strategy_that_always_matches_loops_for_ever_on_a_permanent_401_and_here_it_ends(way: Way) -> None:
+async def test_a_strategy_that_always_matches_loops_on_a_permanent_401_and_here_it_ends(way: Way) -> None:
     def naive(script: Script, limit: int) -> object:
         while script.calls < limit:  # the naive one has no limit
             with contextlib.suppress(IntegrationError):
@@ -177,9 +177,7 @@ async def test_a_bug_is_never_recovered_where_a_fallback_for_every_exception_hid
 
 
 @pytest.mark.parametrize("missing", ["status", "retryable", "retry_after"])
-async def test_any_exception_with_the_three_attributes_is_a_failure_and_one_without_any_of_them_is_not(
-    way: Way, missing: str
-) -> None:
+async def test_an_exception_with_the_three_attributes_is_a_failure_and_no_other(way: Way, missing: str) -> None:
     class OwnError(Exception):
         pass
 
@@ -236,7 +234,7 @@ async def test_a_failure_of_the_second_call_is_judged_anew(way: Way) -> None:
         await way.run(recovery, Script(refused(), NotFound("no", status=404)))
 
 
-async def test_a_post_is_repeated_with_the_key_that_was_made_outside_and_not_with_a_new_one(way: Way) -> None:
+async def test_a_post_is_repeated_with_the_key_that_was_made_outside_and_not_a_new_one(way: Way) -> None:
     orders: dict[str, str] = {}
     keys = iter(f"key-{n}" for n in range(9))
 
@@ -266,11 +264,25 @@ async def test_an_order_to_stop_is_obeyed_at_once(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_recoveries": -1}, {"deadline": 0}, {"deadline": -1.0}, {"deadline": float("nan")}], ids=str
+    "wrong",
+    [{"max_recoveries": value} for value in (-1, 1.5, float("nan"), True)]
+    + [{"deadline": value} for value in (0, -1.0, float("nan"), float("inf"), True)],
+    ids=str,
 )
 def test_a_setting_out_of_its_range_is_a_value_error_that_names_it(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    [(name, value)] = wrong.items()
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, got {value!r}$"):
         Recovery([], **wrong)
+
+
+@pytest.mark.parametrize("wrong", [-1, float("nan"), float("inf"), True, "1"])
+def test_a_number_of_a_strategy_out_of_its_range_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^timeout must be a number of seconds over 0, got {wrong!r}$"):
+        RefreshToken(lambda: None, lambda err: None, timeout=wrong)
+    with pytest.raises(ValueError, match=rf"^max_wait must be a number of seconds, 0 or more, got {wrong!r}$"):
+        WaitRateLimit(wrong)
+    with pytest.raises(ValueError, match=rf"^budget must be a whole number, 0 or more, got {wrong!r}$"):
+        WaitRateLimit(1, budget=wrong)
 
 
 def test_a_strategy_that_waits_for_a_loop_is_a_type_error_in_a_thread() -> None:
@@ -358,7 +370,7 @@ async def test_three_waits_are_the_budget_and_the_deadline_counts_all_of_them(wa
     assert way.clock.slept == [2.0] * 2
 
 
-async def test_a_429_without_a_time_is_raised_at_once_where_a_default_of_sixty_seconds_blocks_the_request(
+async def test_a_429_without_a_time_is_raised_where_a_default_of_sixty_seconds_blocks(
     way: Way,
 ) -> None:
     def naive(error: RateLimited) -> None:

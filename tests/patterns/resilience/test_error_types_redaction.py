@@ -154,7 +154,7 @@ def test_a_text_keeps_all_but_its_secrets(text: str, shown: str) -> None:
     assert redact(shown) == shown
 
 
-def test_the_clients_own_text_leaks_the_address_and_a_logged_traceback_of_ours_does_not(refusing: str) -> None:
+def test_the_client_s_text_leaks_the_address_and_a_logged_traceback_of_ours_does_not(refusing: str) -> None:
     address = refusing.replace("://", f"://user:{HIDDEN}@") + f"/x?api_key={HIDDEN}"
     with pytest.raises(httpx2.HTTPStatusError) as raised:
         httpx2.get(address).raise_for_status()
@@ -265,6 +265,6 @@ def test_a_secret_that_the_cut_goes_through_is_hidden_all_the_same() -> None:
     ["token", "auth", "cookie", "api_key", "?'", "://", "bearer ", 'token="', '\\"', "\"',", "session id ", "a"],
 )
 def test_a_hostile_text_costs_no_more_than_its_length(piece: str) -> None:
-    begin = time.monotonic()
+    begin = time.thread_time()
     redact(piece * (100_000 // len(piece)) + "\\" * 50_000 + " " * 50_000)
-    assert time.monotonic() - begin < 3.0  # 0.1 s when it is quiet; a minute and more if it were quadratic
+    assert time.thread_time() - begin < 3.0  # 0.1 s when it is quiet; a minute and more if it were quadratic

@@ -351,12 +351,17 @@ def test_the_times_come_from_the_environment_and_a_bad_one_is_named() -> None:
     assert (Lifecycle().drain_delay, Lifecycle().grace) == (5.0, 20.0)
     given = Lifecycle.from_env({"DRAIN_DELAY_S": "0", "GRACE_S": "1.5"})
     assert (given.drain_delay, given.grace) == (0.0, 1.5)
+    empty = Lifecycle.from_env({"DRAIN_DELAY_S": "", "GRACE_S": ""})
+    assert (empty.drain_delay, empty.grace) == (5.0, 20.0)
     for name in ("DRAIN_DELAY_S", "GRACE_S"):
-        with pytest.raises(RuntimeError, match=f"{name} must be a number of seconds"):
-            Lifecycle.from_env({name: "soon"})
+        for text in ("soon", "-1", "nan", "inf", "1e3"):
+            with pytest.raises(ValueError, match=f"^{name} must be a number of seconds, 0 or more, got '{text}'$"):
+                Lifecycle.from_env({name: text})
 
 
-@pytest.mark.parametrize("wrong", [(-1, 1), (1, -1), (math.inf, 1), (1, math.inf), (math.nan, 1), (1, math.nan)])
-def test_a_time_out_of_its_range_is_refused(wrong: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="drain_delay and grace must be 0 or more, and finite"):
-        Lifecycle(*wrong)
+@pytest.mark.parametrize("wrong", [-1, math.inf, math.nan, True, "1"])
+def test_a_time_out_of_its_range_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^drain_delay must be a number of seconds, 0 or more, got {wrong!r}$"):
+        Lifecycle(wrong, 1)
+    with pytest.raises(ValueError, match=rf"^grace must be a number of seconds, 0 or more, got {wrong!r}$"):
+        Lifecycle(1, wrong)

@@ -17,6 +17,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from harness.tls import NOBODY
+from harness.waiting import until
 from servers._process import free_port
 
 APP = Path(__file__).with_name("graceful_shutdown_app.py")
@@ -24,33 +26,34 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM 
 
 
 class Process:
-    """A server process of which the test sees everything: output, exit code, duration."""
+    """A server process of which the test sees everything: output and exit code."""
 
     def __init__(self, kind: str, log: Path, **env: str) -> None:
-        self.port, self.log = free_port(), log
+        self.port = free_port()
+        self.log = log
         self.url = f"http://127.0.0.1:{self.port}"
         with log.open("wb") as output:
             self.popen = subprocess.Popen(
                 [sys.executable, str(APP), kind, str(self.port)],
                 stdout=output,
                 stderr=output,
-                env=os.environ | {"DRAIN_DELAY_S": "0.4", "GRACE_S": "0.8"} | env,
+                env=os.environ | {"DRAIN_DELAY_S": "1", "GRACE_S": "30"} | env,
             )
 
     def output(self) -> str:
         return self.log.read_text()
 
     def wait_for(self, text: str) -> None:
-        for _ in range(3000):
-            if text in self.output():
-                return
-            assert self.popen.poll() is None, self.output()
-            time.sleep(0.01)
-        raise AssertionError(self.output())
+        until(lambda: text in self.output() or self.popen.poll() is not None, within=60)
+        assert text in self.output()
 
     def term(self) -> float:
         self.popen.send_signal(signal.SIGTERM)
         return time.monotonic()
+
+    def end(self) -> int:
+        """Wait for its end; return the exit code."""
+        return self.popen.wait(60)
 
 
 @pytest.fixture
@@ -71,7 +74,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
 @pytest.fixture
 async def client() -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(trust_env=False, timeout=10) as made:
+    async with httpx2.AsyncClient(trust_env=False, verify=NOBODY, timeout=30) as made:
         yield made
 
 
@@ -84,69 +87,75 @@ async def test_sigterm_drains_closes_finishes_and_cleans_up_and_nothing_is_dropp
     start: Callable[..., Process], client: httpx2.AsyncClient
 ) -> None:
     process = start()
-    for name, seconds in (("short", 0.9), ("long", 60)):
-        await client.get(f"{process.url}/work", params={"name": name, "seconds": seconds})
+    await client.get(f"{process.url}/work", params={"name": "short", "seconds": 1.5})
     async with client.stream("GET", f"{process.url}/events") as stream:
         events = asyncio.create_task(read_to_end(stream))
-        slow = asyncio.create_task(client.get(f"{process.url}/slow"))
-        await asyncio.sleep(0.1)
-        context = httpx2.create_ssl_context(trust_env=False)  # the slow part of a client
+        slow = asyncio.create_task(client.get(f"{process.url}/slow", params={"seconds": 1.5}))
+        await asyncio.to_thread(process.wait_for, "slow has begun")
         begun = process.term()
         statuses = list[int]()
-        with contextlib.suppress(httpx2.TransportError):  # until the listener closes
-            while time.monotonic() - begun < 5:
-                async with httpx2.AsyncClient(trust_env=False, verify=context) as fresh:  # a new connection each
+        new_each_time = httpx2.Limits(max_keepalive_connections=0)
+        async with httpx2.AsyncClient(trust_env=False, verify=NOBODY, limits=new_each_time, timeout=30) as fresh:
+            with contextlib.suppress(httpx2.TransportError):  # until the listener closes
+                while True:
                     statuses.append((await fresh.get(f"{process.url}/ready")).status_code)
-                await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.02)
         closed = time.monotonic() - begun
         assert (await slow).status_code == 200
         assert (await events).endswith(": closing\n\n")
-    code = await asyncio.to_thread(process.popen.wait, 10)
-    took = time.monotonic() - begun
+    assert await asyncio.to_thread(process.end) == -signal.SIGTERM
 
-    assert set(statuses[1:]) == {503}
-    assert len(statuses) > 3  # it went on answering
-    assert 0.4 <= closed < 3
+    assert set(statuses[1:]) == {503}  # it went on answering, and said that it is not ready
+    assert closed >= 1
     output = process.output()
     assert "finished short" in output
-    assert "cancelled ('long',)" in output
+    assert "cancelled ()" in output
     assert "consumed up to True" in output
+    assert output.index("cancelled ()") > output.index("closed the pool") > output.index("finished short")
+
+
+async def test_what_outlives_the_grace_time_is_cancelled_and_named(
+    start: Callable[..., Process], client: httpx2.AsyncClient
+) -> None:
+    process = start(DRAIN_DELAY_S="0", GRACE_S="0.1")
+    await client.get(f"{process.url}/work", params={"name": "long", "seconds": 3600})
+    process.term()
+    assert await asyncio.to_thread(process.end) == -signal.SIGTERM
+    output = process.output()
+    assert "cancelled ('long',)" in output
     assert output.index("cancelled ('long'") > output.index("closed the pool")
-    assert took < 0.4 + 0.8 + 1 + 1.5  # the last is for a machine that is busy
-    assert code == -signal.SIGTERM
 
 
-async def test_a_hung_callback_a_hundred_open_sockets_and_a_slow_start_do_not_keep_it_from_ending(
+async def test_a_hung_callback_open_sockets_and_a_slow_start_do_not_keep_it_from_ending(
     start: Callable[..., Process],
 ) -> None:
     process = start(HANG="1", SLOW_START="0.3", DRAIN_DELAY_S="0.1", GRACE_S="0.2")
     process.wait_for("starting slowly")
-    process.popen.send_signal(signal.SIGTERM)  # while it starts
-    assert await asyncio.to_thread(process.popen.wait, 20) == -signal.SIGTERM
+    process.term()  # while it starts
+    assert await asyncio.to_thread(process.end) == -signal.SIGTERM
     assert "closed the pool" in process.output()
 
     process = start(HANG="1", DRAIN_DELAY_S="0.1", GRACE_S="0.2")
     sockets = [socket.create_connection(("127.0.0.1", process.port)) for _ in range(100)]
-    begun = process.term()
-    assert await asyncio.to_thread(process.popen.wait, 20) == -signal.SIGTERM
-    assert time.monotonic() - begun < 0.1 + 1 + 1 + 2  # uvicorn's limit is a whole second
+    process.term()
+    assert await asyncio.to_thread(process.end) == -signal.SIGTERM  # the callback would take an hour
     assert "closed the pool" in process.output()  # after the one that hung
     for each in sockets:
         each.close()
 
 
-async def test_a_second_signal_ends_it_at_once(start: Callable[..., Process]) -> None:
-    process = start(DRAIN_DELAY_S="60")
+async def test_a_second_signal_ends_it_at_once(start: Callable[..., Process], client: httpx2.AsyncClient) -> None:
+    process = start(DRAIN_DELAY_S="3600")
     process.term()
-    time.sleep(0.2)
+    while (await client.get(f"{process.url}/ready")).status_code == 200:
+        await asyncio.sleep(0.01)
     assert process.popen.poll() is None
-    begun = process.term()
-    assert await asyncio.to_thread(process.popen.wait, 10) == -signal.SIGTERM
-    assert time.monotonic() - begun < 5
+    process.term()
+    assert await asyncio.to_thread(process.end) == -signal.SIGTERM  # and the drain would take an hour
     assert "closed the pool" not in process.output()
 
 
-async def test_plain_uvicorn_refuses_at_once_never_ends_with_a_stream_open_and_drops_its_tasks(
+async def test_plain_uvicorn_refuses_at_once_never_ends_a_stream_and_drops_its_tasks(
     start: Callable[..., Process], client: httpx2.AsyncClient
 ) -> None:
     process = start("plain")
@@ -156,13 +165,13 @@ async def test_plain_uvicorn_refuses_at_once_never_ends_with_a_stream_open_and_d
         process.wait_for("Shutting down")
         with pytest.raises(httpx2.ConnectError):  # while the load balancer still routes here
             await client.get(f"{process.url}/ready")
-        await asyncio.sleep(0.8)
-        assert process.popen.poll() is None  # and in fact for ever
+        await asyncio.to_thread(process.wait_for, "finished short")
+        assert process.popen.poll() is None  # and in fact forever
 
     process = start("plain")
-    await client.get(f"{process.url}/work", params={"name": "short", "seconds": 0.3})
+    await client.get(f"{process.url}/work", params={"name": "short", "seconds": 60})
     process.term()
-    await asyncio.to_thread(process.popen.wait, 10)
+    await asyncio.to_thread(process.end)
     assert "finished short" not in process.output()
 
 
@@ -172,8 +181,8 @@ async def test_a_handler_that_replaces_the_server_s_keeps_it_from_stopping(
     process = start("replaced")
     process.term()
     process.wait_for("the app's own handler")
-    await asyncio.sleep(0.3)
-    assert (await client.get(f"{process.url}/ready")).status_code == 200
+    for _ in range(5):
+        assert (await client.get(f"{process.url}/ready")).status_code == 200
 
 
 def test_a_shell_does_not_pass_the_signal_on_and_exec_does(tmp_path: Path) -> None:
@@ -182,12 +191,11 @@ def test_a_shell_does_not_pass_the_signal_on_and_exec_does(tmp_path: Path) -> No
         program = "import os, signal, time; print('pid', os.getpid(), flush=True); time.sleep(60)"
         with log.open("wb") as output:
             shell = subprocess.Popen(["sh", "-c", command, "sh", sys.executable, program], stdout=output)
-        while not (found := re.search(r"pid (\d+)\n", log.read_text())):
-            time.sleep(0.01)
-        pid = int(found[1])
+        until(lambda: re.search(r"pid \d+\n", log.read_text()))
+        pid = int(log.read_text().split()[1])
         shell.send_signal(signal.SIGTERM)
         shell.wait(10)
-        time.sleep(0.1)
+        time.sleep(0.05)
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:

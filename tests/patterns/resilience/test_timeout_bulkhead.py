@@ -102,7 +102,7 @@ def test_of_nested_scopes_the_earliest_wins_and_is_named(outer: float, inner: fl
 
 
 @fake_loop.on_fake_time
-async def test_a_timeout_error_of_the_body_and_a_cancellation_from_outside_are_not_the_deadline() -> None:
+async def test_the_body_s_timeout_error_and_a_cancel_from_outside_are_not_the_deadline() -> None:
     with pytest.raises(TimeoutError, match="the body's own"):
         async with after(1.0).scope():
             raise TimeoutError("the body's own")
@@ -126,7 +126,7 @@ async def test_a_timeout_error_of_the_body_and_a_cancellation_from_outside_are_n
 
 
 @fake_loop.on_fake_time
-async def test_a_body_that_swallows_the_cancellation_is_noticed_where_asyncio_timeout_is_silent() -> None:
+async def test_a_body_that_swallows_its_cancel_is_noticed_where_asyncio_timeout_is_silent() -> None:
     async def stubborn() -> str:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(10)
@@ -214,8 +214,11 @@ def test_the_clock_is_monotonic_and_can_be_set() -> None:
     real = Deadline.after(3600)
     assert 3599 < real.remaining() <= 3600
     assert Deadline.after(math.inf).remaining() == math.inf
-    with pytest.raises(ValueError, match="a deadline needs a number of seconds, not nan"):
-        Deadline.after(math.nan)
+    assert Deadline.after(-math.inf).remaining() == 0
+    wrong: Any
+    for wrong in (math.nan, True, "1"):
+        with pytest.raises(ValueError, match=rf"^seconds must be a number, got {wrong!r}$"):
+            Deadline.after(wrong)
 
 
 # --- the header

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import math
 import random
 import threading
 import time
@@ -43,7 +44,7 @@ async def test_ten_run_five_wait_and_the_sixteenth_is_refused_at_once() -> None:
 
 
 @on_fake_time
-async def test_who_waits_is_served_in_order_of_arrival_and_nobody_who_comes_later_is_faster() -> None:
+async def test_who_waits_is_served_in_order_of_arrival_and_no_later_one_is_faster() -> None:
     bulkhead, order = Bulkhead("search", 1, 10, 60.0), list[str]()
 
     async def call(name: str) -> None:
@@ -174,13 +175,15 @@ async def test_a_further_entry_within_a_slot_is_refused_rather_than_waiting_for_
     assert roomy.stats().in_use == 0
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [(0,), (1, -1), (1, 1, -1.0), (1, 1, float("inf")), (1, 1, float("nan"))],
-)
-def test_a_setting_out_of_its_range_is_refused(wrong: tuple[Any, ...]) -> None:
-    with pytest.raises(ValueError, match="max_concurrent must be at least 1, max_waiting and max_wait 0 or more"):
-        Bulkhead("search", *wrong)
+@pytest.mark.parametrize("wrong", [-1, math.nan, math.inf, True, "1"])
+def test_a_setting_out_of_its_range_is_refused(wrong: Any) -> None:
+    for least in (0, wrong):
+        with pytest.raises(ValueError, match=rf"^max_concurrent must be a whole number over 0, got {least!r}$"):
+            Bulkhead("search", least)
+    with pytest.raises(ValueError, match=rf"^max_waiting must be a whole number, 0 or more, got {wrong!r}$"):
+        Bulkhead("search", 1, wrong, 1.0)
+    with pytest.raises(ValueError, match=rf"^max_wait must be a number of seconds, 0 or more, got {wrong!r}$"):
+        Bulkhead("search", 1, 1, wrong)
 
 
 @pytest.mark.parametrize("wrong", [(1, 5, 0.0), (1, 0, 5.0)])
@@ -192,7 +195,7 @@ def test_a_queue_without_a_time_limit_and_a_time_limit_without_a_queue_are_refus
 @on_fake_time
 async def test_a_slot_that_became_free_between_two_looks_is_taken_and_not_waited_for() -> None:
     bulkhead = Bulkhead("search", 1, 5, 60.0)
-    bulkhead._take = lambda: False  # type: ignore[method-assign]  # it was full a moment ago
+    bulkhead._take_slot = lambda: False  # type: ignore[method-assign]  # it was full a moment ago
     async with bulkhead:
         assert bulkhead.stats() == Stats("search", 1, 0, 0)
     bulkhead.call(print)
@@ -230,11 +233,11 @@ async def test_a_waiter_whose_slot_arrives_in_the_instant_of_its_timeout_takes_i
 
 def test_a_slot_that_is_granted_as_the_time_runs_out_is_used() -> None:
     bulkhead = Bulkhead("search", 1, 5, 1.0)
-    bulkhead._acquire()
-    waiter = bulkhead._enter(lambda: None)
+    bulkhead._acquire_slot()
+    waiter = bulkhead._enter_queue(lambda: None)
     assert waiter is not None
-    bulkhead._release()  # handed over, while its wait has just ended without it
-    bulkhead._give_up(waiter)
+    bulkhead._release_slot()  # handed over, while its wait has just ended without it
+    bulkhead._give_up_waiting(waiter)
     assert bulkhead.stats() == Stats("search", 1, 0, 0)
 
 

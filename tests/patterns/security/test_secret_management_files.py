@@ -83,7 +83,7 @@ def test_what_is_no_usable_secret_is_refused_without_its_content(tmp_path: Path)
 @pytest.mark.parametrize(
     ("mode", "fine"), [(0o444, True), (0o644, True), (0o664, True), (0o666, False), (0o602, False)]
 )
-def test_a_file_that_everybody_may_write_is_refused_and_one_that_everybody_may_read_is_not(
+def test_a_file_that_everybody_may_write_is_refused_and_one_that_all_may_read_is_not(
     tmp_path: Path, mode: int, fine: bool
 ) -> None:
     path = write(tmp_path / "s", "abc")
@@ -292,7 +292,7 @@ def redact() -> RedactSecrets:
     return made
 
 
-def test_a_registered_value_is_masked_in_message_arguments_traceback_and_extra_fields(redact: RedactSecrets) -> None:
+def test_a_registered_value_is_masked_in_message_arguments_traceback_and_extras(redact: RedactSecrets) -> None:
     assert emitted(redact, f"key {CANARY}!") == f"key {MASK}!"
     assert emitted(redact, "key %s, %r", CANARY, {"key": CANARY}) == f"key {MASK}, {{'key': '{MASK}'}}"
     try:
@@ -349,7 +349,7 @@ def test_base64_and_url_forms_are_masked_too(prefix: str) -> None:
 
 @given(st.binary(max_size=6), st.text(min_size=8, max_size=30), st.binary(max_size=6))
 @settings(max_examples=80, deadline=None, database=None)
-def test_wherever_a_secret_stands_in_base64_it_cannot_be_decoded_from_the_masked_text(
+def test_wherever_a_secret_stands_in_base64_the_masked_text_does_not_decode_to_it(
     before: bytes, secret: str, after: bytes
 ) -> None:
     try:

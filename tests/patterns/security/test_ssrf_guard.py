@@ -286,7 +286,7 @@ def test_a_compressed_body_counts_as_sent_and_as_decompressed(encoding: str) -> 
         whole(noise, encoding, len(noise) - 1)
 
 
-def test_what_is_decompressed_of_several_pieces_is_never_more_than_one_byte_over_the_limit() -> None:
+def test_of_several_pieces_never_more_than_one_byte_over_the_limit_is_decompressed() -> None:
     packed = gzip.compress(bytes(1_000), compresslevel=0)
     body = Body("gzip", 600)
     body.feed(packed[:500])

@@ -357,7 +357,7 @@ async def test_a_success_is_marked_even_when_the_cancellation_comes_in_between()
 
 
 @on_fake_time
-async def test_a_thousand_events_with_a_handler_that_fails_now_and_then_are_all_done_in_the_end() -> None:
+async def test_a_thousand_events_with_a_handler_that_fails_at_times_are_all_done_finally() -> None:
     done, effects, calls = MemoryDone(), Counter[tuple[str, str]](), 0
     fanout = Fanout(done, max_parallel=100)
 

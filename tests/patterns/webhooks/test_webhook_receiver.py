@@ -505,7 +505,7 @@ def test_a_real_connection_cut_in_the_middle_leaves_no_traceback(
     assert len(store.kept) == before
 
 
-def test_a_real_client_is_answered_200_with_and_without_a_length_and_405_to_other_methods(
+def test_a_real_client_gets_200_with_and_without_a_length_and_405_for_other_methods(
     served: tuple[Uvicorn, Store],
 ) -> None:
     server, store = served

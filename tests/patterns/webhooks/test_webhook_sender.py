@@ -193,19 +193,17 @@ def test_whatever_a_retry_after_says_it_is_a_number_or_nothing(text: str | None)
 
 
 async def test_a_receiver_that_hangs_costs_the_timeout_and_is_tried_again(customer: Customer) -> None:
-    begin = asyncio.get_running_loop().time()
-    got = await attempt(customer, "hang", timeout=0.05)
+    async with asyncio.timeout(60):  # the server would never answer
+        got = await attempt(customer, "hang", timeout=0.05)
     assert (got.status, got.outcome) == (None, Outcome.WAITING)
     assert got.excerpt.endswith("Timeout") or got.excerpt == "TimeoutError"
-    assert asyncio.get_running_loop().time() - begin < 10
 
 
 async def test_a_dripping_answer_is_cut_and_its_status_counts(customer: Customer) -> None:
-    begin = asyncio.get_running_loop().time()
-    got = await attempt(customer, "drip", timeout=0.4)
+    async with asyncio.timeout(60):  # the server would drip for a quarter of an hour
+        got = await attempt(customer, "drip", timeout=0.4)
     assert (got.status, got.outcome) == (200, Outcome.DELIVERED)
     assert set(got.excerpt) <= {"."}
-    assert asyncio.get_running_loop().time() - begin < 10
 
 
 async def test_of_an_endless_answer_64_kib_are_read_and_one_kept(customer: Customer) -> None:

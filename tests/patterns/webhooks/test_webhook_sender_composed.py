@@ -44,7 +44,7 @@ async def test_the_guarded_client_delivers_to_an_address_that_its_policy_opens(c
     assert Webhook(KEY).verify(body, headers) == {"type": "invoice.paid"}
 
 
-async def test_the_guarded_client_sends_nothing_to_a_private_address_and_the_attempt_says_why(
+async def test_the_guarded_client_sends_nothing_to_a_private_address_and_says_why(
     customer: Customer,
 ) -> None:
     customer.got.clear()

@@ -208,7 +208,7 @@ def test_one_flipped_bit_anywhere_is_a_refusal() -> None:
 @pytest.mark.parametrize(
     "msg_id", ["", "a.b", ".", " ", "a b", "a\r\nset-cookie: x", "a\x00", "a\x7f", "ä", "a\n", "x" * 256]
 )
-def test_an_id_that_could_move_the_boundary_or_break_a_header_is_neither_signed_nor_believed(
+def test_an_id_that_moves_the_boundary_or_breaks_a_header_is_not_signed_nor_believed(
     msg_id: str,
 ) -> None:
     with pytest.raises(ValueError, match=r"^msg_id must be 1 to 255 visible ASCII characters without a dot$"):
@@ -277,7 +277,7 @@ def test_a_timestamp_of_twelve_digits_is_read_and_one_of_thirteen_is_not() -> No
     assert refusal(headers_for(stamp=far + 1), now=far + 1) == BAD_TIME
 
 
-def test_naive_int_of_a_timestamp_reads_arabic_digits_and_throws_on_others_that_isdigit_passes() -> None:
+def test_naive_int_of_a_timestamp_reads_arabic_digits_and_throws_on_others() -> None:
     assert int("١٨٠٠٠٠٠٠٠٠") == NOW
     for text, raised in [("²", "invalid literal"), ("9" * 5000, "Exceeds the limit")]:
         assert text.isdigit()
@@ -422,7 +422,7 @@ def broken_values() -> st.SearchStrategy[Any]:
 
 @given(st.dictionaries(st.sampled_from([*NAMES, "Webhook-Id"]), broken_values()), broken_values())
 @settings(max_examples=300, deadline=None, database=None)
-def test_whatever_the_headers_hold_the_answer_is_bad_signature_and_repeats_none_of_it(
+def test_whatever_the_headers_hold_the_answer_is_bad_signature_and_repeats_nothing(
     headers: dict[str, Any], header: Any
 ) -> None:
     missing = {f"{name} is missing, repeated or not ASCII" for name in NAMES}

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import trustme
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from harness.tls import Authority
 from servers.http import Uvicorn
 
 KEY, OLD_KEY = b"n" * 32, b"o" * 32
@@ -32,14 +31,9 @@ class Customer:
     """Listens at `url`, and keeps what it got. The path says what it does."""
 
     def __init__(self, folder: Path, name: str = "localhost") -> None:
-        authority = trustme.CA()
-        certificate = authority.issue_cert(name)
-        chain, key = folder / f"{name}.chain.pem", folder / f"{name}.key.pem"
-        certificate.private_key_pem.write_to_path(key)
-        for number, blob in enumerate(certificate.cert_chain_pems):
-            blob.write_to_path(chain, append=number > 0)
-        self.trust = ssl.create_default_context()
-        authority.configure_trust(self.trust)
+        authority = Authority()
+        chain, key = authority.server_files(folder, name)
+        self.trust = authority.client_context()
         self.got: list[tuple[str, dict[str, str], bytes]] = []
         self.sent = 0
         app = Starlette(routes=[Route("/{what:path}", self._answer, methods=["POST"])])
