@@ -70,9 +70,13 @@ class GraphQLClientError(Exception):
         excerpt: bytes = b"",
     ) -> None:
         super().__init__(text)
-        self.status, self.data, self.errors = status, data, tuple(errors)
+        self.status = status
+        self.data = data
+        self.errors = tuple(errors)
         self.extensions = extensions or {}
-        self.retryable, self.retry_after, self.excerpt = retryable, retry_after, excerpt
+        self.retryable = retryable
+        self.retry_after = retry_after
+        self.excerpt = excerpt
 
 
 class GraphQLRequestError(GraphQLClientError):

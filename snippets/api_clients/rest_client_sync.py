@@ -1,7 +1,7 @@
 """A client for somebody's JSON API: a deadline, safe retries, typed errors (sync).
 
-Needs httpx2, and `rest_call.py` and `rest_policy.py` beside it. Threads share one client and its
-connections.
+Needs httpx2, and `rest_client_core.py` and `rest_policy.py` beside it. Threads share one client
+and its connections.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from typing import Any, TypeVar, Unpack, cast
 
 import httpx2
 
-from rest_call import Call, Options, Response, Setup, settings
+from rest_client_core import (
+    CallOptions,
+    Response,
+    RestCall,
+    RestSettings,
+    phase_timeouts,
+    settings_from_env,
+)
 from rest_policy import Outcome, RetryPolicy
 
 T = TypeVar("T")
@@ -53,17 +60,19 @@ class RestClient:
         sleep: Callable[[float], object] = time.sleep,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._setup = Setup(base_url, total, retry or RetryPolicy(), clock, now)
+        self._settings = RestSettings(base_url, total, retry or RetryPolicy(), clock, now)
         self._sleep = sleep
         accept = {"Accept": "application/json"}
-        self._http = httpx2.Client(auth=auth, timeout=timeout, headers=accept, transport=transport)
+        self._http = httpx2.Client(
+            auth=auth, timeout=phase_timeouts(timeout), headers=accept, transport=transport
+        )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ, **options: Any) -> RestClient:
-        """Read API_BASE_URL, API_TOKEN, API_TOTAL_TIMEOUT_S; `RuntimeError` names a bad one."""
-        return cls(**settings(environ) | options)
+        """Read API_BASE_URL, API_TOKEN, API_TOTAL_TIMEOUT_S; an error names a bad one."""
+        return cls(**settings_from_env(environ) | options)
 
-    def request(self, method: str, path: str, **options: Unpack[Options]) -> Response:
+    def request(self, method: str, path: str, **options: Unpack[CallOptions]) -> Response:
         """Send until there is an answer, a final failure, or no time left.
 
         Args:
@@ -78,25 +87,25 @@ class RestClient:
             ValueError: The path has a segment "." or "..".
 
         """
-        return self._send(method, self._setup.address(path), options)
+        return self._send_call(method, self._settings.address(path), options)
 
-    def get(self, path: str, **options: Unpack[Options]) -> Response:
+    def get(self, path: str, **options: Unpack[CallOptions]) -> Response:
         """Read; repeated after a failure that may pass."""
         return self.request("GET", path, **options)
 
-    def post(self, path: str, **options: Unpack[Options]) -> Response:
+    def post(self, path: str, **options: Unpack[CallOptions]) -> Response:
         """Create or act; repeated if it was not sent, or with an idempotency_key."""
         return self.request("POST", path, **options)
 
-    def put(self, path: str, **options: Unpack[Options]) -> Response:
+    def put(self, path: str, **options: Unpack[CallOptions]) -> Response:
         """Replace; repeated after a failure that may pass."""
         return self.request("PUT", path, **options)
 
-    def patch(self, path: str, **options: Unpack[Options]) -> Response:
+    def patch(self, path: str, **options: Unpack[CallOptions]) -> Response:
         """Change; repeated as `post` is."""
         return self.request("PATCH", path, **options)
 
-    def delete(self, path: str, **options: Unpack[Options]) -> Response:
+    def delete(self, path: str, **options: Unpack[CallOptions]) -> Response:
         """Delete; repeated after a failure that may pass, so a 404 may follow a lost success."""
         return self.request("DELETE", path, **options)
 
@@ -106,7 +115,7 @@ class RestClient:
         *,
         next_url: Callable[[Response], str | None],
         items: Callable[[Response], Iterable[T]],
-        **options: Unpack[Options],
+        **options: Unpack[CallOptions],
     ) -> Iterator[T]:
         """Yield the items of all pages; a page is requested when the one before is used up.
 
@@ -118,14 +127,14 @@ class RestClient:
             PaginationLoop: The link leads to a page that was visited.
 
         """
-        url, visited = self._setup.address(path), set[httpx2.URL]()
+        url, visited = self._settings.address(path), set[httpx2.URL]()
         while True:
-            page = self._send("GET", url, options)
+            page = self._send_call("GET", url, options)
             yield from items(page)
             link = next_url(page)
             if not link:
                 return
-            url = self._setup.next_page(page, link, visited)
+            url = self._settings.next_page(page, link, visited)
             options["params"] = None
 
     def close(self) -> None:
@@ -143,17 +152,17 @@ class RestClient:
     ) -> None:
         self.close()
 
-    def _send(self, method: str, url: httpx2.URL, options: Options) -> Response:
-        call = Call(self._setup, self._http, method, url, options)
+    def _send_call(self, method: str, url: httpx2.URL, options: CallOptions) -> Response:
+        call = RestCall(self._settings, self._http, method, url, options)
         call.request.extensions["timeout"] = _TimeLeft(self._http.timeout.as_dict(), call)
         while True:
-            outcome = self._attempt(call)
+            outcome = self._send_once(call)
             wait = call.delay(outcome)
             if wait is None:
                 return call.result(outcome)
             self._sleep(wait)
 
-    def _attempt(self, call: Call) -> Outcome:
+    def _send_once(self, call: RestCall) -> Outcome:
         try:
             with contextlib.closing(self._http.send(call.request, stream=True)) as response:
                 response.stream = _UntilDeadline(response.stream, call)
@@ -166,8 +175,9 @@ class RestClient:
 class _TimeLeft(Mapping[str, float]):
     """The timeouts of a call. httpx2 reads each as its phase begins, and gets what is left."""
 
-    def __init__(self, timeouts: Mapping[str, float | None], call: Call) -> None:
-        self._timeouts, self._call = timeouts, call
+    def __init__(self, timeouts: Mapping[str, float | None], call: RestCall) -> None:
+        self._timeouts = timeouts
+        self._call = call
 
     def __getitem__(self, phase: str) -> float:
         limit, left = self._timeouts[phase], max(self._call.left(), 0.001)
@@ -183,8 +193,9 @@ class _TimeLeft(Mapping[str, float]):
 class _UntilDeadline(httpx2.SyncByteStream):
     """The body of an answer. What arrives after the deadline is a timeout, as in async."""
 
-    def __init__(self, stream: object, call: Call) -> None:
-        self._stream, self._call = cast("httpx2.SyncByteStream", stream), call
+    def __init__(self, stream: object, call: RestCall) -> None:
+        self._stream = cast("httpx2.SyncByteStream", stream)
+        self._call = call
 
     def __iter__(self) -> Iterator[bytes]:
         pieces = iter(self._stream)

@@ -6,6 +6,7 @@ Nothing here sends or sleeps. Needs httpx2.
 from __future__ import annotations
 
 import email.utils
+import math
 import random
 import re
 from collections.abc import Callable, Set
@@ -47,8 +48,12 @@ class ApiError(Exception):
         excerpt: bytes = b"",
     ) -> None:
         super().__init__(message)
-        self.status, self.code, self.retryable = status, code, retryable
-        self.retry_after, self.request_id, self.excerpt = retry_after, request_id, excerpt
+        self.status = status
+        self.code = code
+        self.retryable = retryable
+        self.retry_after = retry_after
+        self.request_id = request_id
+        self.excerpt = excerpt
 
 
 class RateLimited(ApiError):
@@ -97,6 +102,9 @@ class RetryPolicy:
             RFC 9110). Any other needs an idempotency key.
         rng: Returns a number from 0 to below 1.
 
+    Raises:
+        ValueError: A number is out of its range.
+
     """
 
     attempts: int = 4
@@ -106,6 +114,15 @@ class RetryPolicy:
     statuses: Set[int] = frozenset({408, 429, 502, 503, 504})
     methods: Set[str] = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
     rng: Callable[[], float] = random.random
+
+    def __post_init__(self) -> None:
+        count = self.attempts
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"attempts must be a whole number of at least 1, got {count!r}")
+        for name in ("base", "cap", "retry_after_cap"):
+            value = getattr(self, name)
+            if not _is_number(value) or value < 0:
+                raise ValueError(f"{name} must be a number of seconds from 0, got {value!r}")
 
     def delay(
         self, attempt: int, method: str, outcome: Outcome, idempotency_key: str | None, now: float
@@ -145,3 +162,8 @@ def retry_after(outcome: Outcome, now: float) -> float | None:
         except (ValueError, OverflowError):
             return None
     return seconds if seconds > 0 else None
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

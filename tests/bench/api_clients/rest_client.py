@@ -14,8 +14,8 @@ import httpx
 import httpx2
 
 from bench.kit import ROOT, Table, compare, ratio_table, version
-from rest_call import bearer
-from rest_client import AsyncRestClient
+from rest_client_async import AsyncRestClient
+from rest_client_core import bearer
 from rest_client_sync import RestClient
 from servers.http import UvicornProcess
 

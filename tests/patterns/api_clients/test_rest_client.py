@@ -10,73 +10,24 @@ import pickle
 import time
 from typing import Any
 
+import httpx2
+import pytest
 import tenacity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rest_policy as policy
+from harness.clock import Clock
+from harness.color import Blocking, Color
+from harness.scripted import Answer, Script, hang_up, refused_port, reset
 from patterns.api_clients import rest_client_kit as kit
-from patterns.api_clients.rest_client_kit import (
-    Answer,
-    Blocking,
-    Clock,
-    Color,
-    MakeRaw,
-    Script,
-    failure,
-    hang_up,
-    refused_port,
-    reset,
-    steady,
-)
+from patterns.api_clients.rest_client_kit import MakeRaw, client_of, failure, steady
+from rest_client_async import AsyncRestClient
 from rest_client_sync import RestClient
 from rest_policy import ApiError, RetryPolicy
 
-# isort: split
-# --8<-- [start:own]
-import httpx2
-import pytest
-
-from rest_client import AsyncRestClient
-from rest_policy import RateLimited
-
-
-async def order(api: AsyncRestClient, sku: str, key: str) -> int:  # your code
-    response = await api.post("orders", json={"sku": sku}, idempotency_key=key)
-    return int(response.data["id"])
-
-
-async def test_an_order_is_repeated_with_one_key_and_gives_up_when_told_to_wait_long() -> None:
-    answers = [
-        httpx2.Response(503),
-        httpx2.Response(201, json={"id": 7}),
-        httpx2.Response(429, headers={"Retry-After": "3600"}),
-    ]
-    keys, slept = [], []
-
-    def api_of_theirs(request: httpx2.Request) -> httpx2.Response:
-        keys.append(request.headers["Idempotency-Key"])
-        return answers.pop(0)
-
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
-
-    transport = httpx2.MockTransport(api_of_theirs)
-    async with AsyncRestClient("https://shop.test/v1", transport=transport, sleep=sleep) as api:
-        assert await order(api, "apple", "order-1") == 7
-        with pytest.raises(RateLimited) as refused:
-            await order(api, "pear", "order-2")
-
-    assert keys == ["order-1", "order-1", "order-2"]
-    assert len(slept) == 1
-    assert refused.value.retry_after == 3600
-
-
-# --8<-- [end:own]
-
-
 # Fixtures.
-color, server, raw, clock, client, _served = kit.color, kit.server, kit.raw, kit.clock, kit.client, kit._served
+client = kit.client
 
 BUSY = [408, 429, 502, 503, 504]
 
@@ -84,76 +35,76 @@ BUSY = [408, 429, 502, 503, 504]
 # --- What is repeated -----------------------------------------------------------------------------
 
 
-def test_a_get_is_repeated_until_it_succeeds(client: Blocking, server: Script, clock: Clock) -> None:
-    server.answer(503, 503, Answer(200, {"id": 7}))
+def test_a_get_is_repeated_until_it_succeeds(client: Blocking, scripted: Script, clock: Clock) -> None:
+    scripted.answer(503, 503, Answer(200, {"id": 7}))
     response = client.get("users/7")
-    assert (response.status, response.data, len(server.seen)) == (200, {"id": 7}, 3)
-    assert clock.sleeps == [0.5 * 0.2, 0.5 * 0.4]
-    assert server.targets == ["/v1/users/7"] * 3
+    assert (response.status, response.data, len(scripted.seen)) == (200, {"id": 7}, 3)
+    assert clock.pauses == [0.5 * 0.2, 0.5 * 0.4]
+    assert scripted.targets == ["/v1/users/7"] * 3
 
 
-def test_after_the_last_attempt_the_last_answer_is_raised(client: Blocking, server: Script, clock: Clock) -> None:
-    server.answer(503, 502, 504, Answer(503, headers={"retry-after": "7"}))
+def test_after_the_last_attempt_the_last_answer_is_raised(client: Blocking, scripted: Script, clock: Clock) -> None:
+    scripted.answer(503, 502, 504, Answer(503, headers={"retry-after": "7"}))
     error = failure(lambda: client.get("x"), policy.ServerError)
-    assert (error.status, error.retry_after, error.retryable, len(server.seen)) == (503, 7.0, True, 4)
-    assert str(error) == f"GET {server.url.removesuffix('/v1')}: 503 (attempt 4)"
+    assert (error.status, error.retry_after, error.retryable, len(scripted.seen)) == (503, 7.0, True, 4)
+    assert str(error) == f"GET {scripted.url}: 503 (attempt 4)"
 
 
-def test_one_attempt_is_one_request(color: Color, server: Script, clock: Clock) -> None:
-    server.answer(503)
-    client = color.client(server.url, clock=clock, retry=RetryPolicy(attempts=1))
+def test_one_attempt_is_one_request(color: Color, scripted: Script, clock: Clock) -> None:
+    scripted.answer(503)
+    client = client_of(color, f"{scripted.url}/v1", clock=clock, retry=RetryPolicy(attempts=1))
     assert failure(lambda: client.get("x"), policy.ServerError).status == 503
-    assert (len(server.seen), clock.sleeps) == (1, [])
+    assert (len(scripted.seen), clock.pauses) == (1, [])
 
 
 @pytest.mark.parametrize("status", BUSY)
 def test_an_idempotent_method_is_repeated_when_the_server_says_later(
-    client: Blocking, server: Script, status: int
+    client: Blocking, scripted: Script, status: int
 ) -> None:
     methods = ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "get"]
     for method in methods:
-        server.answer(status, 204)
+        scripted.answer(status, 204)
         assert client.request(method, "x").status == 204
-    assert [seen.method for seen in server.seen] == [method.upper() for method in methods for _ in range(2)]
+    assert [seen.method for seen in scripted.seen] == [method.upper() for method in methods for _ in range(2)]
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422, 500, 501])
-def test_an_answer_that_will_not_change_is_not_repeated(client: Blocking, server: Script, status: int) -> None:
-    server.answer(status)
+def test_an_answer_that_will_not_change_is_not_repeated(client: Blocking, scripted: Script, status: int) -> None:
+    scripted.answer(status)
     error = failure(lambda: client.get("x"))
     assert type(error) is (policy.ClientError if status < 500 else policy.ServerError)
-    assert (error.status, error.retryable, len(server.seen)) == (status, False, 1)
+    assert (error.status, error.retryable, len(scripted.seen)) == (status, False, 1)
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
-def test_a_post_that_was_answered_is_sent_once(client: Blocking, server: Script, method: str) -> None:
+def test_a_post_that_was_answered_is_sent_once(client: Blocking, scripted: Script, method: str) -> None:
     for number, status in enumerate(BUSY, 1):
-        server.answer(status)
+        scripted.answer(status)
         error = failure(lambda: client.request(method, "charges", json={"amount": 5}))
-        assert (error.status, error.retryable, len(server.seen)) == (status, False, number)
+        assert (error.status, error.retryable, len(scripted.seen)) == (status, False, number)
 
 
-def test_a_post_with_an_idempotency_key_is_repeated_with_the_same_key(client: Blocking, server: Script) -> None:
-    server.answer(503, 429, Answer(201, {"id": 1}))
+def test_a_post_with_an_idempotency_key_is_repeated_with_the_same_key(client: Blocking, scripted: Script) -> None:
+    scripted.answer(503, 429, Answer(201, {"id": 1}))
     headers = {"X-Trace": "t1"}
     response = client.post("charges", json={"amount": 5}, idempotency_key="k-1", headers=headers)
-    assert (response.status, len(server.seen)) == (201, 3)
-    for seen in server.seen:
+    assert (response.status, len(scripted.seen)) == (201, 3)
+    for seen in scripted.seen:
         assert seen.headers["idempotency-key"] == "k-1"
         assert (seen.headers["x-trace"], seen.body) == ("t1", b'{"amount":5}')
     assert headers == {"X-Trace": "t1"}
 
 
-def test_an_empty_idempotency_key_is_none(client: Blocking, server: Script) -> None:
-    server.answer(503)
+def test_an_empty_idempotency_key_is_none(client: Blocking, scripted: Script) -> None:
+    scripted.answer(503)
     failure(lambda: client.post("charges", idempotency_key=""), policy.ServerError)
-    assert ["idempotency-key" in seen.headers for seen in server.seen] == [False]
+    assert ["idempotency-key" in seen.headers for seen in scripted.seen] == [False]
 
 
 def test_a_post_that_was_never_sent_is_repeated(color: Color, clock: Clock) -> None:
-    client = color.client(f"http://127.0.0.1:{refused_port()}", clock=clock, retry=steady())
+    client = client_of(color, f"http://127.0.0.1:{refused_port()}", clock=clock, retry=steady())
     error = failure(lambda: client.post("charges", json={}), policy.ApiConnectionError)
-    assert (len(clock.sleeps), error.retryable, error.status) == (3, True, None)
+    assert (len(clock.pauses), error.retryable, error.status) == (3, True, None)
     assert str(error).endswith(": ConnectError (attempt 4)")
     assert isinstance(error.__cause__, httpx2.ConnectError)
 
@@ -161,12 +112,12 @@ def test_a_post_that_was_never_sent_is_repeated(color: Color, clock: Clock) -> N
 def test_a_post_whose_answer_was_lost_is_sent_once_and_a_get_again(color: Color, raw: MakeRaw, clock: Clock) -> None:
     for play in (hang_up, reset()):
         lost = raw(play, Answer(200).raw())
-        client = color.client(lost.url, clock=clock, retry=steady())
+        client = client_of(color, lost.url, clock=clock, retry=steady())
         error = failure(lambda client=client: client.post("charges"), policy.ApiConnectionError)  # type: ignore[misc]
         assert (error.retryable, len(lost.heads)) == (False, 1)
         assert client.get("charges").status == 200
         lost = raw(play, Answer(200).raw())
-        assert color.client(lost.url, clock=clock, retry=steady()).get("x").status == 200
+        assert client_of(color, lost.url, clock=clock, retry=steady()).get("x").status == 200
         assert len(lost.heads) == 2
 
 
@@ -180,33 +131,50 @@ def test_a_post_that_got_no_connection_from_the_pool_is_repeated(color: Color) -
         assert steady().repeatable("GET", hopeless, "key") is False
 
 
-def test_the_methods_have_their_names_and_options(client: Blocking, server: Script) -> None:
+def test_the_methods_have_their_names_and_options(client: Blocking, scripted: Script) -> None:
     for name in ("get", "post", "put", "patch", "delete"):
         response = getattr(client, name)("/x/", params={"q": "ä b", "n": 1}, json={"a": None}, total=5)
-        assert (response.data, server.seen[-1].method, server.seen[-1].body) == ({}, name.upper(), b'{"a":null}')
-        assert server.seen[-1].target == "/v1/x/?q=%C3%A4+b&n=1"
-        assert server.seen[-1].headers["accept"] == "application/json"
+        assert (response.data, scripted.seen[-1].method, scripted.seen[-1].body) == ({}, name.upper(), b'{"a":null}')
+        assert scripted.seen[-1].target == "/v1/x/?q=%C3%A4+b&n=1"
+        assert scripted.seen[-1].headers["accept"] == "application/json"
 
 
-def test_a_retry_decorator_without_a_predicate_repeats_404s_and_posts_and_waits_twice(server: Script) -> None:
+def test_a_retry_without_a_predicate_repeats_404s_and_posts_and_waits_twice(scripted: Script) -> None:
     slept: list[float] = []
 
     @tenacity.retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(1), sleep=slept.append)
     def naive(method: str) -> None:
-        response = httpx2.request(method, server.url)
+        response = httpx2.request(method, scripted.url)
         if "Retry-After" in response.headers:
             slept.append(int(response.headers["Retry-After"]))
         response.raise_for_status()
 
     for method, status in (("GET", 404), ("POST", 503)):
-        server.answer(status)
+        scripted.answer(status)
         with pytest.raises(tenacity.RetryError):
             naive(method)
-    assert [seen.method for seen in server.seen] == ["GET"] * 3 + ["POST"] * 3
+    assert [seen.method for seen in scripted.seen] == ["GET"] * 3 + ["POST"] * 3
     slept.clear()
-    server.answer(Answer(503, headers={"retry-after": "5"}), 200)
+    scripted.answer(Answer(503, headers={"retry-after": "5"}), 200)
     naive("GET")
     assert slept == [5, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        *(("attempts", value, "a whole number of at least 1") for value in (0, -1, 1.0, True)),
+        *(
+            (name, value, "a number of seconds from 0")
+            for name in ("base", "cap", "retry_after_cap")
+            for value in (-0.1, float("inf"), float("nan"), True)
+        ),
+    ],
+)
+def test_a_policy_with_a_number_that_cannot_be_meant_is_refused(name: str, value: Any, what: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be {what}, got {value!r}$"):
+        RetryPolicy(**{name: value})
+    assert RetryPolicy(attempts=1, base=0, cap=0, retry_after_cap=0).attempts == 1
 
 
 # --- How long it waits ----------------------------------------------------------------------------
@@ -221,10 +189,10 @@ NOW = 1_800_000_000.0
 ORDINARY = 0.5 * 0.2
 
 
-def test_retry_after_in_seconds_is_slept_and_never_less(client: Blocking, server: Script, clock: Clock) -> None:
-    server.answer(Answer(429, headers={"retry-after": "2"}), Answer(503, headers={"retry-after": "3"}), 200)
+def test_retry_after_in_seconds_is_slept_and_never_less(client: Blocking, scripted: Script, clock: Clock) -> None:
+    scripted.answer(Answer(429, headers={"retry-after": "2"}), Answer(503, headers={"retry-after": "3"}), 200)
     client.get("x")
-    assert clock.sleeps == [2 + ORDINARY, 3 + ORDINARY]
+    assert clock.pauses == [2 + ORDINARY, 3 + ORDINARY]
     for rng, most in ((0.0, 2.0), (0.999, 2.2)):
         answer = httpx2.Response(429, headers={"retry-after": "2"})
         wait = RetryPolicy(rng=lambda rng=rng: rng).delay(1, "GET", answer, None, NOW)  # type: ignore[misc]
@@ -232,14 +200,16 @@ def test_retry_after_in_seconds_is_slept_and_never_less(client: Blocking, server
         assert 2.0 <= wait <= most
 
 
-def test_retry_after_as_a_date_is_slept_until_then(client: Blocking, server: Script, clock: Clock) -> None:
-    server.answer(
-        lambda seen: Answer(503, headers={"retry-after": email.utils.formatdate(clock.now() + 30, usegmt=True)}),
+def test_retry_after_as_a_date_is_slept_until_then(client: Blocking, scripted: Script, clock: Clock) -> None:
+    scripted.answer(
+        lambda seen: Answer(
+            503, headers={"retry-after": email.utils.formatdate(kit.time_of_day(clock) + 30, usegmt=True)}
+        ),
         Answer(),
     )
     client.get("x", total=60)
-    assert 29 <= clock.sleeps[0] <= 31
-    assert len(clock.sleeps) == 1
+    assert 29 <= clock.pauses[0] <= 31
+    assert len(clock.pauses) == 1
 
 
 @pytest.mark.parametrize(
@@ -283,11 +253,11 @@ def test_int_crashes_on_a_date_and_takes_what_is_no_number_of_seconds() -> None:
 
 
 @pytest.mark.parametrize("asked", ["61", "999999999"])
-def test_a_wait_above_the_cap_is_raised_at_once(client: Blocking, server: Script, clock: Clock, asked: str) -> None:
-    server.answer(Answer(429, headers={"retry-after": asked}))
+def test_a_wait_above_the_cap_is_raised_at_once(client: Blocking, scripted: Script, clock: Clock, asked: str) -> None:
+    scripted.answer(Answer(429, headers={"retry-after": asked}))
     error = failure(lambda: client.get("x", total=1e12), policy.RateLimited)
     assert (error.retry_after, error.retryable) == (float(asked), True)
-    assert (clock.sleeps, len(server.seen)) == ([], 1)
+    assert (clock.pauses, len(scripted.seen)) == ([], 1)
 
 
 def test_a_wait_equal_to_the_cap_is_slept() -> None:
@@ -295,15 +265,15 @@ def test_a_wait_equal_to_the_cap_is_slept() -> None:
     assert delay("60", retry_after_cap=59.0) is None
 
 
-def test_a_wait_that_ends_after_the_total_is_raised_at_once(color: Color, server: Script, clock: Clock) -> None:
-    server.answer(Answer(503, headers={"retry-after": "2"}))
-    client = color.client(server.url, clock=clock, retry=steady(base=0.25), total=2.125)
+def test_a_wait_that_ends_after_the_total_is_raised_at_once(color: Color, scripted: Script, clock: Clock) -> None:
+    scripted.answer(Answer(503, headers={"retry-after": "2"}))
+    client = client_of(color, f"{scripted.url}/v1", clock=clock, retry=steady(base=0.25), total=2.125)
     assert failure(lambda: client.get("x"), policy.ServerError).retry_after == 2.0  # it would end with the total
-    assert (clock.sleeps, len(server.seen)) == ([], 1)
+    assert (clock.pauses, len(scripted.seen)) == ([], 1)
     failure(lambda: client.get("x", total=2.25), policy.ServerError)
-    assert (clock.sleeps, len(server.seen)) == ([2.125], 3)  # the second wait would not fit
+    assert (clock.pauses, len(scripted.seen)) == ([2.125], 3)  # the second wait would not fit
     failure(lambda: client.get("x", total=None), policy.ServerError)
-    assert len(server.seen) == 4
+    assert len(scripted.seen) == 4
 
 
 @settings(max_examples=60, deadline=None)
@@ -341,41 +311,41 @@ def test_the_default_policy_is_what_the_page_says() -> None:
 
 
 @pytest.mark.parametrize("answer", [Answer(204, b""), Answer(200, b""), Answer(304, b"")], ids=["204", "200", "304"])
-def test_an_empty_body_gives_none(client: Blocking, server: Script, answer: Answer) -> None:
-    server.answer(answer)
+def test_an_empty_body_gives_none(client: Blocking, scripted: Script, answer: Answer) -> None:
+    scripted.answer(answer)
     response = client.get("x", headers={"If-None-Match": '"a"'})
     assert (response.status, response.data) == (answer.status, None)
     assert response.headers["content-type"] == "application/json"
 
 
-def test_html_under_status_200_is_a_decode_error_with_its_first_bytes(client: Blocking, server: Script) -> None:
+def test_html_under_status_200_is_a_decode_error_with_its_first_bytes(client: Blocking, scripted: Script) -> None:
     html = b"<html>Log in" + b"." * 500
-    server.answer(Answer(200, html, {"content-type": "text/html", "x-request-id": "r-1"}))
+    scripted.answer(Answer(200, html, {"content-type": "text/html", "x-request-id": "r-1"}))
     error = failure(lambda: client.get("x"), policy.DecodeError)
     assert (error.status, error.excerpt, error.request_id, error.retryable) == (200, html[:200], "r-1", False)
     assert "which is no JSON" in str(error)
-    assert len(server.seen) == 1
+    assert len(scripted.seen) == 1
 
 
 @pytest.mark.parametrize(
     "body", [b'{"id": 7', b"{", b"\xff\xfe\xfa", '{"name": "Zoë"}'.encode("latin-1"), b"[" * 200_000, b" "]
 )
 def test_json_that_is_truncated_or_in_a_wrong_charset_is_a_decode_error(
-    client: Blocking, server: Script, body: bytes
+    client: Blocking, scripted: Script, body: bytes
 ) -> None:
-    server.answer(Answer(200, body, {"content-type": "application/json; charset=iso-8859-1"}))
+    scripted.answer(Answer(200, body, {"content-type": "application/json; charset=iso-8859-1"}))
     assert failure(lambda: client.get("x"), policy.DecodeError).excerpt == body[:200]
 
 
-def test_a_charset_that_the_header_has_wrong_changes_nothing(client: Blocking, server: Script) -> None:
-    server.answer(Answer(200, '{"name": "Zoë"}'.encode(), {"content-type": "application/json; charset=utf-16"}))
+def test_a_charset_that_the_header_has_wrong_changes_nothing(client: Blocking, scripted: Script) -> None:
+    scripted.answer(Answer(200, '{"name": "Zoë"}'.encode(), {"content-type": "application/json; charset=utf-16"}))
     assert client.get("x").data == {"name": "Zoë"}
 
 
-def test_a_broken_compression_is_a_decode_error(client: Blocking, server: Script) -> None:
-    server.answer(Answer(200, b"no gzip", {"content-encoding": "gzip"}))
+def test_a_broken_compression_is_a_decode_error(client: Blocking, scripted: Script) -> None:
+    scripted.answer(Answer(200, b"no gzip", {"content-encoding": "gzip"}))
     error = failure(lambda: client.get("x"), policy.DecodeError)
-    assert (error.retryable, error.__cause__, len(server.seen)) == (False, None, 1)
+    assert (error.retryable, error.__cause__, len(scripted.seen)) == (False, None, 1)
 
 
 @pytest.mark.parametrize(
@@ -394,15 +364,15 @@ def test_a_broken_compression_is_a_decode_error(client: Blocking, server: Script
         (b"[" * 200_000, None),
     ],
 )
-def test_the_code_of_the_api_is_taken_from_its_json(client: Blocking, server: Script, body: Any, code: Any) -> None:
-    server.answer(Answer(402, body, {"x-request-id": "req 1"}))
+def test_the_code_of_the_api_is_taken_from_its_json(client: Blocking, scripted: Script, body: Any, code: Any) -> None:
+    scripted.answer(Answer(402, body, {"x-request-id": "req 1"}))
     error = failure(lambda: client.get("x"), policy.ClientError)
     assert (error.code, error.request_id) == (code, None)
 
 
-def test_without_looking_at_the_status_an_error_is_taken_for_data(server: Script, client: Blocking) -> None:
-    server.answer(Answer(500, {"error": "internal"}))
-    assert httpx2.get(server.url).json() == {"error": "internal"}
+def test_without_looking_at_the_status_an_error_is_taken_for_data(scripted: Script, client: Blocking) -> None:
+    scripted.answer(Answer(500, {"error": "internal"}))
+    assert httpx2.get(scripted.url).json() == {"error": "internal"}
     assert failure(lambda: client.get("x"), policy.ServerError).code == "internal"
 
 

@@ -1,7 +1,7 @@
-"""An async client for somebody's JSON API: a hard deadline, safe retries, typed errors.
+"""A client for somebody's JSON API: a hard deadline, safe retries, typed errors (async).
 
-Needs httpx2, and `rest_call.py` and `rest_policy.py` beside it. One client belongs to one event
-loop; its tasks share it and its connections.
+Needs httpx2, and `rest_client_core.py` and `rest_policy.py` beside it. One client belongs to one
+event loop; its tasks share it and its connections.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from typing import Any, TypeVar, Unpack
 
 import httpx2
 
-from rest_call import Call, Options, Response, Setup, settings
+from rest_client_core import (
+    CallOptions,
+    Response,
+    RestCall,
+    RestSettings,
+    phase_timeouts,
+    settings_from_env,
+)
 from rest_policy import Outcome, RetryPolicy
 
 T = TypeVar("T")
@@ -50,22 +57,22 @@ class AsyncRestClient:
         retry: RetryPolicy | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._setup = Setup(base_url, total, retry or RetryPolicy(), clock, now)
+        self._settings = RestSettings(base_url, total, retry or RetryPolicy(), clock, now)
         self._sleep = sleep
         accept = {"Accept": "application/json"}
         self._http = httpx2.AsyncClient(
-            auth=auth, timeout=timeout, headers=accept, transport=transport
+            auth=auth, timeout=phase_timeouts(timeout), headers=accept, transport=transport
         )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ, **options: Any) -> AsyncRestClient:
-        """Read API_BASE_URL, API_TOKEN, API_TOTAL_TIMEOUT_S; `RuntimeError` names a bad one."""
-        return cls(**settings(environ) | options)
+        """Read API_BASE_URL, API_TOKEN, API_TOTAL_TIMEOUT_S; an error names a bad one."""
+        return cls(**settings_from_env(environ) | options)
 
-    async def request(self, method: str, path: str, **options: Unpack[Options]) -> Response:
+    async def request(self, method: str, path: str, **options: Unpack[CallOptions]) -> Response:
         """Send until there is an answer, a final failure, or no time left.
 
         Args:
@@ -80,25 +87,25 @@ class AsyncRestClient:
             ValueError: The path has a segment "." or "..".
 
         """
-        return await self._send(method, self._setup.address(path), options)
+        return await self._send_call(method, self._settings.address(path), options)
 
-    async def get(self, path: str, **options: Unpack[Options]) -> Response:
+    async def get(self, path: str, **options: Unpack[CallOptions]) -> Response:
         """Read; repeated after a failure that may pass."""
         return await self.request("GET", path, **options)
 
-    async def post(self, path: str, **options: Unpack[Options]) -> Response:
+    async def post(self, path: str, **options: Unpack[CallOptions]) -> Response:
         """Create or act; repeated if it was not sent, or with an idempotency_key."""
         return await self.request("POST", path, **options)
 
-    async def put(self, path: str, **options: Unpack[Options]) -> Response:
+    async def put(self, path: str, **options: Unpack[CallOptions]) -> Response:
         """Replace; repeated after a failure that may pass."""
         return await self.request("PUT", path, **options)
 
-    async def patch(self, path: str, **options: Unpack[Options]) -> Response:
+    async def patch(self, path: str, **options: Unpack[CallOptions]) -> Response:
         """Change; repeated as `post` is."""
         return await self.request("PATCH", path, **options)
 
-    async def delete(self, path: str, **options: Unpack[Options]) -> Response:
+    async def delete(self, path: str, **options: Unpack[CallOptions]) -> Response:
         """Delete; repeated after a failure that may pass, so a 404 may follow a lost success."""
         return await self.request("DELETE", path, **options)
 
@@ -108,7 +115,7 @@ class AsyncRestClient:
         *,
         next_url: Callable[[Response], str | None],
         items: Callable[[Response], Iterable[T]],
-        **options: Unpack[Options],
+        **options: Unpack[CallOptions],
     ) -> AsyncIterator[T]:
         """Yield the items of all pages; a page is requested when the one before is used up.
 
@@ -120,15 +127,15 @@ class AsyncRestClient:
             PaginationLoop: The link leads to a page that was visited.
 
         """
-        url, visited = self._setup.address(path), set[httpx2.URL]()
+        url, visited = self._settings.address(path), set[httpx2.URL]()
         while True:
-            page = await self._send("GET", url, options)
+            page = await self._send_call("GET", url, options)
             for item in items(page):
                 yield item
             link = next_url(page)
             if not link:
                 return
-            url = self._setup.next_page(page, link, visited)
+            url = self._settings.next_page(page, link, visited)
             options["params"] = None
 
     async def aclose(self) -> None:
@@ -146,12 +153,12 @@ class AsyncRestClient:
     ) -> None:
         await self.aclose()
 
-    async def _send(self, method: str, url: httpx2.URL, options: Options) -> Response:
-        call = Call(self._setup, self._http, method, url, options)
+    async def _send_call(self, method: str, url: httpx2.URL, options: CallOptions) -> Response:
+        call = RestCall(self._settings, self._http, method, url, options)
         try:
             async with asyncio.timeout(call.total):  # whatever is going on then is cancelled
                 while True:
-                    outcome = await self._attempt(call)
+                    outcome = await self._send_once(call)
                     wait = call.delay(outcome)
                     if wait is None:
                         return call.result(outcome)
@@ -159,7 +166,7 @@ class AsyncRestClient:
         except TimeoutError as over:
             raise call.error(over) from None
 
-    async def _attempt(self, call: Call) -> Outcome:
+    async def _send_once(self, call: RestCall) -> Outcome:
         try:
             return await self._http.send(call.request)
         except httpx2.RequestError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ _KINDS: dict[int, tuple[type[ApiError], str]] = {
 }
 
 
-class Options(TypedDict, total=False):
+class CallOptions(TypedDict, total=False):
     """What every call takes besides its path; `total` is in seconds, for this call alone."""
 
     params: Mapping[str, Any] | None
@@ -72,20 +73,28 @@ def quoted(*segments: object) -> str:
     return "/".join(quote(text, safe="") for text in texts)
 
 
-def settings(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Read API_BASE_URL, API_TOKEN and API_TOTAL_TIMEOUT_S; `RuntimeError` names a bad one."""
+def settings_from_env(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Read API_BASE_URL, API_TOKEN and API_TOTAL_TIMEOUT_S.
+
+    Raises:
+        RuntimeError: One of the first two is not set, or is empty.
+        ValueError: A variable is malformed; the message names it.
+
+    """
     for name in ("API_BASE_URL", "API_TOKEN"):
         if not environ.get(name):
-            raise RuntimeError(f"{name} is not set")
+            raise RuntimeError(f"{name} is not set, or is empty")
+    seconds = environ.get("API_TOTAL_TIMEOUT_S", "30")
     try:
-        total = _positive(float(environ.get("API_TOTAL_TIMEOUT_S", "30")))
+        total = seconds_over_0("total", float(seconds))
     except ValueError:
-        raise RuntimeError("API_TOTAL_TIMEOUT_S must be a number of seconds above 0") from None
+        message = f"API_TOTAL_TIMEOUT_S must be a number of seconds over 0, got {seconds!r}"
+        raise ValueError(message) from None
     auth = bearer(environ["API_TOKEN"])
     return {"base_url": environ["API_BASE_URL"], "auth": auth, "total": total}
 
 
-class Setup:
+class RestSettings:
     """What all calls of a client have in common."""
 
     def __init__(
@@ -103,7 +112,10 @@ class Setup:
             self._base = httpx2.URL(base_url.rstrip("/") + "/")
         except httpx2.InvalidURL:
             raise ValueError(message) from None
-        self.total, self.retry, self.clock, self.now = _positive(total), retry, clock, now
+        self.total = seconds_over_0("total", total)
+        self.retry = retry
+        self.clock = clock
+        self.now = now
         self.origin = f"{self._base.scheme}://{self._base.netloc.decode('ascii')}"
 
     def address(self, path: str) -> httpx2.URL:
@@ -114,10 +126,10 @@ class Setup:
         if _DOT_SEGMENT.search(path.partition("?")[0]):
             raise ValueError('the path has a segment "." or ".."')
         if re.match(r"(?i)https?://", path):
-            return self.own(self._base, path)
+            return self.own_url(self._base, path)
         return httpx2.URL(f"{self._base}{path.lstrip('/')}")
 
-    def own(self, page: httpx2.URL, link: str) -> httpx2.URL:
+    def own_url(self, page: httpx2.URL, link: str) -> httpx2.URL:
         """Return the URL of a link on a page; raise `CrossOriginRefused`."""
         try:
             url = page.join(link)
@@ -131,32 +143,34 @@ class Setup:
     def next_page(self, page: Response, link: str, visited: set[httpx2.URL]) -> httpx2.URL:
         """Return the URL of the page after; raise `CrossOriginRefused` or `PaginationLoop`."""
         visited.add(page.url)
-        url = self.own(page.url, link)
+        url = self.own_url(page.url, link)
         if url in visited:
             number = len(visited)
             raise policy.PaginationLoop(f"{self.origin}: page {number} leads to an earlier one")
         return url
 
 
-class Call:
+class RestCall:
     """One call: its request, its deadline, and the verdict on each outcome."""
 
     def __init__(
         self,
-        setup: Setup,
+        settings: RestSettings,
         http: httpx2.AsyncClient | httpx2.Client,
         method: str,
         url: httpx2.URL,
-        options: Options,
+        options: CallOptions,
     ) -> None:
-        self._setup, self._method, self._attempts = setup, method.upper(), 0
+        self._settings = settings
+        self._method = method.upper()
+        self._attempts = 0
         self._key = options.get("idempotency_key")
         headers = dict(options.get("headers") or {})
         if self._key:  # the same for all attempts
             headers["Idempotency-Key"] = self._key
         total = options.get("total")
-        self.total = setup.total if total is None else _positive(total)
-        self._deadline = setup.clock() + self.total
+        self.total = settings.total if total is None else seconds_over_0("total", total)
+        self._deadline = settings.clock() + self.total
         body, params = options.get("json"), options.get("params")
         self.request = http.build_request(
             self._method, url, params=params, json=body, headers=headers
@@ -164,12 +178,12 @@ class Call:
 
     def left(self) -> float:
         """Return the seconds until the deadline."""
-        return self._deadline - self._setup.clock()
+        return self._deadline - self._settings.clock()
 
     def delay(self, outcome: Outcome) -> float | None:
         """Return the seconds to sleep before the next attempt; None: this outcome is final."""
         self._attempts += 1
-        retry, now = self._setup.retry, self._setup.now()
+        retry, now = self._settings.retry, self._settings.now()
         wait = retry.delay(self._attempts, self._method, outcome, self._key, now)
         return wait if wait is not None and wait < self.left() else None
 
@@ -181,7 +195,7 @@ class Call:
             raise self.error(outcome) from (outcome if clean else None)
         if not (outcome.is_success or outcome.status_code == 304):
             if outcome.has_redirect_location:
-                self._setup.own(outcome.url, outcome.headers["Location"])
+                self._settings.own_url(outcome.url, outcome.headers["Location"])
             raise self.error(outcome)
         try:
             data = json.loads(outcome.content) if outcome.content else None
@@ -191,20 +205,20 @@ class Call:
 
     def error(self, outcome: Outcome) -> ApiError:
         """Return the typed error of an outcome."""
-        setup = self._setup
+        settings = self._settings
         kind: type[ApiError] = policy.ApiConnectionError
-        place = f"{self._method} {setup.origin}:"
-        retryable = setup.retry.repeatable(self._method, outcome, self._key)
+        place = f"{self._method} {settings.origin}:"
+        retryable = settings.retry.repeatable(self._method, outcome, self._key)
         if isinstance(outcome, httpx2.Response):
             status, body = outcome.status_code, outcome.content
             kind, why = _KINDS.get(status // 100, (ApiError, ""))
             return (policy.RateLimited if status == 429 else kind)(
                 f"{place} {status}{why} (attempt {self._attempts})",
                 status=status,
-                code=_code(body),
+                code=_code_of(body),
                 retryable=retryable,
-                retry_after=policy.retry_after(outcome, setup.now()),
-                request_id=_short(outcome.headers.get("X-Request-ID")),
+                retry_after=policy.retry_after(outcome, settings.now()),
+                request_id=_loggable(outcome.headers.get("X-Request-ID")),
                 excerpt=body[:200],
             )
         what = f"{type(outcome).__name__} (attempt {self._attempts})"
@@ -217,13 +231,26 @@ class Call:
         return kind(f"{place} {what}", retryable=retryable)
 
 
-def _positive(total: float) -> float:
-    if not 0 < total < math.inf:
-        raise ValueError(f"total must be above 0 s and finite, not {total!r}")
-    return total
+def seconds_over_0(name: str, seconds: float) -> float:
+    """Return the seconds as they are; `ValueError` if they bound nothing."""
+    if not _is_number(seconds) or seconds <= 0:
+        raise ValueError(f"{name} must be a number of seconds over 0, got {seconds!r}")
+    return seconds
 
 
-def _code(body: bytes) -> str | None:
+def phase_timeouts(timeout: float | httpx2.Timeout) -> httpx2.Timeout:
+    """Return the timeouts of the phases; `ValueError` for a number that bounds nothing."""
+    if isinstance(timeout, httpx2.Timeout):
+        return timeout
+    return httpx2.Timeout(seconds_over_0("timeout", timeout))
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether this is a finite number; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _code_of(body: bytes) -> str | None:
     """Return the code in {"code": ...}, {"error": ...} or {"error": {"code": ...}}."""
     try:
         found = json.loads(body)
@@ -231,9 +258,9 @@ def _code(body: bytes) -> str | None:
         return None
     for key in ("error", "code"):
         found = found.get(key, found) if isinstance(found, dict) else found
-    return _short(found)
+    return _loggable(found)
 
 
-def _short(text: object) -> str | None:
+def _loggable(text: object) -> str | None:
     """Return what fits into a line of a log, else None."""
     return text if isinstance(text, str) and re.fullmatch("[!-~]{1,100}", text) else None
