@@ -7,7 +7,7 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable, Hashable
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from memory_cache import TTLCache
 
@@ -31,7 +31,7 @@ class MemoizedFunction(Generic[P, R]):
         key: Callable[P, Hashable] | None,
         copy: Callable[[Any], Any] | None,
     ) -> None:
-        functools.update_wrapper(self, fn)
+        functools.update_wrapper(cast("Any", self), fn)
         self.fn = fn
         self.cache = new_cache()
         self.copy = copy

@@ -1,154 +1,32 @@
 """Serve what is cached at once, also when it is stale, and refresh it once behind (RFC 5861).
 
-For threads; each load runs in a thread of its own.
+For threads; each load runs in a thread of its own. Needs `swr_core.py` and `swr_stores_sync.py`
+beside it.
 """
 
 from __future__ import annotations
 
 import contextvars
-import enum
-import json
-import logging
-import math
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-from redis import Redis
+from swr_core import (
+    Ages,
+    Entry,
+    FailedLoads,
+    Served,
+    State,
+    check_count,
+    check_seconds,
+    log_error,
+    report,
+)
+from swr_stores_sync import MemoryStore, RedisStore
 
 V = TypeVar("V")
-log = logging.getLogger(__name__)
-
-# KEYS: entry. ARGV: entry, when its load began, now, life in ms. Who began earlier has the older
-# value, also when they end later. A stamp from the future means nothing: the clock was set back.
-_PUT = """
-local old = redis.pcall('GET', KEYS[1])
-local began = type(old) == 'string' and tonumber(string.match(old, '^[^\\n]*'))
-if began and began > tonumber(ARGV[2]) and began <= tonumber(ARGV[3]) then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[4])
-return 1
-"""
-
-
-class State(enum.Enum):
-    """FRESH: served. STALE: served, and refreshed behind. DEAD: the caller waits for a load."""
-
-    FRESH = "fresh"
-    STALE = "stale"
-    DEAD = "dead"
-
-
-@dataclass(frozen=True)
-class Entry(Generic[V]):
-    """A value, and the time before its load began: a slow load makes nothing fresh for longer."""
-
-    value: V
-    stored_at: float
-
-
-@dataclass(frozen=True)
-class Served(Generic[V]):
-    """A value, its state, its age in seconds, and the error for which a dead value is served."""
-
-    value: V
-    state: State
-    age: float
-    error: BaseException | None = None
-
-
-class MemoryStore:
-    """Entries in this process. It hands out the stored object itself: do not change it."""
-
-    def __init__(self, max_items: int = 10_000) -> None:
-        if max_items < 1:
-            raise ValueError("max_items must be at least 1")
-        self._max_items = max_items
-        self._entries: OrderedDict[str, tuple[Entry[Any], float]] = OrderedDict()  # and its end
-        self._lock = threading.Lock()
-
-    def get(self, key: str) -> Entry[Any] | None:
-        """Return the entry, or None."""
-        return self._entries.get(key, (None, 0.0))[0]
-
-    def put(self, key: str, entry: Entry[Any], ttl: float, now: float) -> None:
-        """Keep it for `ttl` seconds, unless there is one whose load began later."""
-        with self._lock:
-            old = self.get(key)
-            if old is not None and entry.stored_at < old.stored_at <= now:
-                return
-            self._entries[key] = entry, now + ttl
-            self._entries.move_to_end(key)
-            while (
-                len(self._entries) > self._max_items or next(iter(self._entries.values()))[1] <= now
-            ):
-                self._entries.popitem(last=False)
-
-    def claim(self, key: str, seconds: float) -> bool:
-        """Return True: the caller may refresh. One at a time in a process is the cache's matter."""
-        return True
-
-    def release(self, key: str, after: float) -> None:
-        """Let the next one refresh `key` after so many seconds."""
-
-
-class RedisStore:
-    """Entries in Redis or Valkey, as JSON; all processes share them, and the right to refresh.
-
-    Make the client with `socket_timeout`. Its failures go to `on_error`, and count as a miss.
-    """
-
-    def __init__(self, redis: Redis, namespace: str) -> None:
-        self._redis, self._namespace = redis, namespace
-        self._script: Any = redis.register_script(_PUT)
-
-    def get(self, key: str) -> Entry[Any] | None:
-        """Return the entry, or None; raise `ValueError` for what is none."""
-        data: Any = self._redis.get(f"{self._namespace}:entry:{key}")
-        if data is None:
-            return None
-        stamp, text = data.split(maxsplit=1)
-        return Entry(json.loads(text), float(stamp))
-
-    def put(self, key: str, entry: Entry[Any], ttl: float, now: float) -> None:
-        """Keep it for `ttl` seconds, unless there is one whose load began later.
-
-        Raises `TypeError` for a value that does not come through JSON unchanged.
-        """
-        args = [_pack(entry), entry.stored_at, now, math.ceil(ttl * 1000)]
-        self._script(keys=[f"{self._namespace}:entry:{key}"], args=args)
-
-    def claim(self, key: str, seconds: float) -> bool:
-        """Say whether the caller may refresh; nobody else may until `seconds` are over."""
-        name = f"{self._namespace}:claim:{key}"
-        return bool(self._redis.set(name, 1, nx=True, px=math.ceil(seconds * 1000)))
-
-    def release(self, key: str, after: float) -> None:
-        """Let the next one refresh `key` after so many seconds."""
-        # Whose claim it is does not matter: at worst two refresh, and who began later is kept.
-        name = f"{self._namespace}:claim:{key}"
-        if after:
-            self._redis.set(name, 1, px=math.ceil(after * 1000))
-        else:
-            self._redis.delete(name)
-
-
-def _pack(entry: Entry[Any]) -> str:
-    try:
-        text = json.dumps(entry.value, allow_nan=False)
-        if json.loads(text) == entry.value:
-            return f"{entry.stored_at!r}\n{text}"
-    except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"{type(entry.value).__qualname__}: {error}") from error
-    raise TypeError(f"{type(entry.value).__qualname__} would come back from JSON as something else")
-
-
-def log_error(key: str, error: BaseException) -> None:
-    """Log a failed load, or a failed store."""
-    log.warning("cache: %s: %r", key, error)
 
 
 class SWRCache:
@@ -182,23 +60,26 @@ class SWRCache:
         clock: Callable[[], float] = time.time,
         on_error: Callable[[str, BaseException], object] = log_error,
     ) -> None:
-        if min(fresh_for, timeout) <= 0 or min(stale_for, error_for, retry_after) < 0:
-            raise ValueError("fresh_for and timeout are above 0, and nothing is below")
-        self._store, self._fresh_for, self._stale_for = store, fresh_for, stale_for
-        self._error_for, self._retry_after, self._timeout = error_for, retry_after, timeout
-        self._max_refreshes, self._clock, self._on_error = max_refreshes, clock, on_error
+        check_seconds("timeout", timeout)
+        check_count("max_refreshes", max_refreshes)
+        self._store = store
+        self._ages = Ages(fresh_for, stale_for, error_for)
+        self._failed = FailedLoads(retry_after)
+        self._retry_after = retry_after
+        self._timeout = timeout
+        self._max_refreshes = max_refreshes
+        self._clock = clock
+        self._on_error = on_error
         self._flights: dict[str, Future[Entry[Any]]] = {}  # loads
         self._behind: set[str] = set()  # keys that are being refreshed
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()  # held while these change, never during a load
-        self._failed: dict[str, tuple[float, BaseException]] = {}
-        self._closed = self._dropped = False
+        self._closed = False
+        self._dropped = False
 
     def state(self, entry: Entry[Any] | None, now: float) -> State:
         """Return the state of an entry; one from the future is stale: the clock was set back."""
-        if entry is None or now - entry.stored_at >= self._fresh_for + self._stale_for:
-            return State.DEAD
-        return State.FRESH if 0 <= now - entry.stored_at < self._fresh_for else State.STALE
+        return self._ages.state(entry, now)
 
     def get(self, key: str, load: Callable[[], V]) -> V:
         """Return a value, and see to it that it is refreshed.
@@ -211,29 +92,29 @@ class SWRCache:
 
     def fetch(self, key: str, load: Callable[[], V]) -> Served[V]:
         """Do as `get`, and tell how old the value is and why it is served."""
-        entry: Entry[V] | None = self._ask(key, self._store.get, key)
+        entry: Entry[V] | None = self._ask_store(key, self._store.get, key)
         now = self._clock()
         state = self.state(entry, now)
         if entry is not None and state is not State.DEAD:
             if state is State.STALE:
                 self._refresh_behind(key, load, now)
             return Served(entry.value, state, now - entry.stored_at)
-        usable = entry is not None and now - entry.stored_at < self._fresh_for + self._error_for
+        usable = self._ages.survives_errors(entry, now)
         error: BaseException | None = None
         if self._closed:
             error = RuntimeError("the cache is closed")
         elif usable:
-            error = self._failure(key, now)
+            error = self._failed.error_of(key, now)
         if error is None:
-            flight, leads = self._flight(key)
+            flight, leads = self._join_flight(key)
             if leads:
-                self._spawn(self._load, key, load, flight)
+                self._start_thread(self._load_entry, key, load, flight)
             wait([flight], self._timeout)
             if not flight.done():
                 error = TimeoutError(
                     f"the load of {key!r} has taken {self._timeout} s, and goes on"
                 )
-                self._note(key, error)
+                self._note_failure(key, error)
             elif (error := flight.exception()) is None:
                 made: Entry[V] = flight.result()
                 return Served(made.value, State.FRESH, self._clock() - made.stored_at)
@@ -244,10 +125,11 @@ class SWRCache:
     def set(self, key: str, value: Any) -> None:
         """Put a value there; a refresh that began earlier does not overwrite it."""
         now = self._clock()
-        self._put(key, Entry(value, now), now)
+        self._put_entry(key, Entry(value, now), now)
 
     def close(self, timeout: float = 5.0) -> None:
         """Wait up to `timeout` for what is running; drop what ends later. Old values are served."""
+        check_seconds("timeout", timeout, or_zero=True)
         self._closed = True
         end = time.monotonic() + timeout
         for thread in list(self._threads):
@@ -257,12 +139,12 @@ class SWRCache:
     def _refresh_behind(self, key: str, load: Callable[[], Any], now: float) -> None:
         with self._lock:
             full = key in self._behind or len(self._behind) >= self._max_refreshes
-            if self._closed or full or self._failure(key, now) is not None:
+            if self._closed or full or self._failed.error_of(key, now) is not None:
                 return
             self._behind.add(key)
-        self._spawn(self._refresh, key, load)
+        self._start_thread(self._refresh_entry, key, load)
 
-    def _spawn(self, work: Callable[..., None], *args: Any) -> None:
+    def _start_thread(self, work: Callable[..., None], *args: Any) -> None:
         def run() -> None:
             contextvars.Context().run(work, *args)  # or the caller's context leaks (Python 3.14)
             self._threads.discard(thread)
@@ -271,73 +153,58 @@ class SWRCache:
         self._threads.add(thread)
         thread.start()
 
-    def _refresh(self, key: str, load: Callable[[], Any]) -> None:
+    def _refresh_entry(self, key: str, load: Callable[[], Any]) -> None:
         try:
-            if not self._ask(key, self._store.claim, key, self._timeout):
+            if not self._ask_store(key, self._store.claim, key, self._timeout):
                 return
-            flight, leads = self._flight(key)
+            flight, leads = self._join_flight(key)
             if leads:
-                self._load(key, load, flight)
+                self._load_entry(key, load, flight)
             wait([flight], self._timeout)
             failed = not flight.done() or flight.exception()
-            self._ask(key, self._store.release, key, self._retry_after if failed else 0.0)
+            self._ask_store(key, self._store.release, key, self._retry_after if failed else 0.0)
         finally:
             with self._lock:
                 self._behind.discard(key)
 
-    def _flight(self, key: str) -> tuple[Future[Entry[Any]], bool]:
+    def _join_flight(self, key: str) -> tuple[Future[Entry[Any]], bool]:
         """Return the load of this key, and whether the caller is to begin it."""
         mine = Future[Entry[Any]]()
         with self._lock:
             flight = self._flights.setdefault(key, mine)
         return flight, flight is mine
 
-    def _load(self, key: str, load: Callable[[], Any], flight: Future[Entry[Any]]) -> None:
+    def _load_entry(self, key: str, load: Callable[[], Any], flight: Future[Entry[Any]]) -> None:
         try:
-            entry: Entry[Any] | None = self._ask(key, self._store.get, key)
+            entry: Entry[Any] | None = self._ask_store(key, self._store.get, key)
             began = self._clock()
             # Somebody else may have loaded it since the caller has looked.
             if entry is None or self.state(entry, began) is not State.FRESH:
                 entry = Entry(load(), began)
                 if not self._dropped:
-                    self._put(key, entry, self._clock())
+                    self._put_entry(key, entry, self._clock())
         except BaseException as error:  # it goes to all who wait
-            self._note(key, error)
+            self._note_failure(key, error)
             flight.set_exception(error)
         else:
-            self._failed.pop(key, None)
+            self._failed.forget(key)
             flight.set_result(entry)
         with self._lock:
             del self._flights[key]
 
-    def _note(self, key: str, error: BaseException) -> None:
-        now = self._clock()
-        with self._lock:
-            failed = {k: f for k, f in self._failed.items() if self._failure(k, now)}
-            self._failed = {**failed, key: (now, error)}
-        self._report(key, error)
+    def _note_failure(self, key: str, error: BaseException) -> None:
+        self._failed.note(key, self._clock(), error)
+        report(self._on_error, key, error)
 
-    def _failure(self, key: str, now: float) -> BaseException | None:
-        """Return what the last load raised, while the key is to be left alone for it."""
-        at, error = self._failed.get(key, (now, None))
-        return error if 0 <= now - at < self._retry_after else None
+    def _put_entry(self, key: str, entry: Entry[Any], now: float) -> None:
+        self._ask_store(key, self._store.put, key, entry, self._ages.life, now)
 
-    def _put(self, key: str, entry: Entry[Any], now: float) -> None:
-        ttl = self._fresh_for + max(self._stale_for, self._error_for)
-        self._ask(key, self._store.put, key, entry, ttl, now)
-
-    def _ask(self, key: str, method: Callable[..., V], *args: Any) -> V | None:
+    def _ask_store(self, key: str, method: Callable[..., V], *args: Any) -> V | None:
         """Return what the store answers; None when it fails."""
         try:
             return method(*args)
         except TypeError:  # a value that the store cannot carry: a mistake, and no failure
             raise
         except Exception as error:  # whatever a client raises
-            self._report(key, error)
+            report(self._on_error, key, error)
             return None
-
-    def _report(self, key: str, error: BaseException) -> None:
-        try:
-            self._on_error(key, error)
-        except Exception:
-            log.exception("on_error raised")

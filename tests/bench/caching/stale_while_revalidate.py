@@ -9,59 +9,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bench.kit import SERIES, Plot, Table, version
-from swr import MemoryStore, State, SWRCache
+from patterns.caching.swr_kit import ERROR_FOR, FRESH_FOR, STALE_FOR, timeline
+from swr_async import AsyncSWRCache
+from swr_stores_async import AsyncMemoryStore
 
-FRESH_FOR, STALE_FOR, ERROR_FOR = 30, 30, 60
 LOAD_SECONDS = 0.05
 READS, EXPIRIES = 10_000, 3
-
-
-def timeline() -> dict[str, list[tuple[float, float, str]]]:
-    """Run the cache at each age up to 120 s, and return from when to when readers get what."""
-    return {
-        "the origin works": asyncio.run(_timeline(down=False)),
-        "the origin is down": asyncio.run(_timeline(down=True)),
-    }
-
-
-async def _timeline(*, down: bool) -> list[tuple[float, float, str]]:
-    spans: list[tuple[float, float, str]] = []
-    for age in range(120):
-        answer = await _answer_at(age, down=down)
-        if spans and spans[-1][2] == answer:
-            spans[-1] = (spans[-1][0], age + 1, answer)
-        else:
-            spans.append((age, age + 1, answer))
-    return spans
-
-
-async def _answer_at(age: float, *, down: bool) -> str:
-    now, broken = [0.0], False
-    cache = SWRCache(
-        MemoryStore(),
-        fresh_for=FRESH_FOR,
-        stale_for=STALE_FOR,
-        error_for=ERROR_FOR,
-        clock=lambda: now[0],
-        on_error=lambda key, error: None,
-    )
-
-    async def load() -> str:
-        if broken:
-            raise ConnectionError
-        return "new" if now[0] else "old"
-
-    await cache.get("k", load)
-    now[0], broken = age, down
-    try:
-        served = await cache.fetch("k", load)
-    except ConnectionError:
-        return "error"
-    finally:
-        await cache.close()
-    if served.error:
-        return "old, marked"
-    return {State.STALE: "old, at once"}.get(served.state, "fresh" if served.value == "old" or not age else "waits")
 
 
 async def _waits(get: Callable[[], Awaitable[object]]) -> tuple[list[float], int]:
@@ -98,7 +51,7 @@ async def reads() -> Table:
 
         return load
 
-    ours = SWRCache(MemoryStore(), fresh_for=0.8, stale_for=60)
+    ours = AsyncSWRCache(AsyncMemoryStore(), fresh_for=0.8, stale_for=60)
     peer = Cache()
     peer.setup("mem://")
     load = origin("ours")

@@ -1,199 +1,84 @@
-"""What the proofs of stale-while-revalidate share: both colors of the cache, called alike, and helpers.
-
-`Twin` runs the async cache on an event loop in a thread of its own, so that every proof is written once.
-"""
+"""What the proofs of stale-while-revalidate share: caches of both colors, and what the page's plot is drawn from."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
 import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import redis
 import redis.asyncio
 
-import swr
-import swr_sync
-from servers.valkey import Valkey
+from harness.clock import Clock
+from harness.color import Blocking, Color
+from harness.origin import Origin
+from swr_async import AsyncSWRCache
+from swr_core import State
+from swr_stores_async import AsyncMemoryStore, AsyncRedisStore
+from swr_stores_sync import MemoryStore, RedisStore
+from swr_sync import SWRCache
 
-MODULES: dict[str, Any] = {"async": swr, "sync": swr_sync}
 TIMES: dict[str, float] = {"fresh_for": 60.0, "stale_for": 30.0}
+FRESH_FOR, STALE_FOR, ERROR_FOR = 30, 30, 60  # of the plot
 
 
-class Cache:
-    """A cache of either color, called as if it were sync; `inner` is the cache itself."""
-
-    def __init__(self, twin: Twin, inner: Any) -> None:
-        self.twin, self.inner = twin, inner
+class Cache(Blocking):
+    """A cache that proofs call as if it were sync; `load` is a sync function, which may block."""
 
     def get(self, key: str, load: Callable[[], Any]) -> Any:
-        return self.twin.wait_for(self.inner.get(key, self.twin.loader(load)))
+        return self.color.call(self.inner.get, key, self.color.function(load))
 
     def fetch(self, key: str, load: Callable[[], Any]) -> Any:
-        return self.twin.wait_for(self.inner.fetch(key, self.twin.loader(load)))
+        return self.color.call(self.inner.fetch, key, self.color.function(load))
 
-    def set(self, key: str, value: Any) -> None:
-        self.twin.wait_for(self.inner.set(key, value))
-
-    def close(self, timeout: float = 5.0) -> None:
-        self.twin.wait_for(self.inner.close(timeout))
-
-    def stored(self, key: str) -> Any:
-        return self.twin.wait_for(self.inner._store.get(key))
+    @property
+    def store(self) -> Blocking:
+        return Blocking(self.color, self.inner._store)
 
     def idle(self) -> bool:
         return not self.inner._behind and not self.inner._flights
 
 
-class Twin:
-    """Makes caches of one color, whose event loop (if any) runs in a thread, and closes them."""
+class Maker:
+    """Makes stores and caches of one color, on one clock, and notes their errors."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.module = name, MODULES[name]
-        self.clock = Clock()
+    def __init__(self, color: Color, clock: Clock) -> None:
+        self.color = color
+        self.clock = clock
         self.errors: list[tuple[str, str]] = []
-        self._close: list[Callable[[], object]] = []
-        self._loop = asyncio.new_event_loop()
-        self._loop.set_default_executor(ThreadPoolExecutor(64))
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
 
-    def wait_for(self, result: Any) -> Any:
-        if not inspect.iscoroutine(result):
-            return result
-        return asyncio.run_coroutine_threadsafe(result, self._loop).result(20)
-
-    def loader(self, load: Callable[[], Any]) -> Callable[[], Any]:
-        return functools.partial(asyncio.to_thread, load) if self.name == "async" else load
-
-    def memory(self, max_items: int = 1_000) -> Any:
-        return self.module.MemoryStore(max_items)
+    def memory(self, *args: Any, **options: Any) -> Any:
+        return self.color.pick(AsyncMemoryStore, MemoryStore)(*args, **options)
 
     def redis(self, url: str, namespace: str = "test", timeout: float = 5.0) -> Any:
-        kind: Any = redis.asyncio.Redis if self.name == "async" else redis.Redis
+        kind: Any = self.color.pick(redis.asyncio.Redis, redis.Redis)
         client = kind.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
-        self._close.append(client.aclose if self.name == "async" else client.close)
-        return self.module.RedisStore(client, namespace)
+        return self.color.pick(AsyncRedisStore, RedisStore)(self.color.closing(client), namespace)
 
     def store(self, kind: str, url: str) -> Any:
         return self.memory() if kind == "memory" else self.redis(url)
 
     def cache(self, store: Any = None, **options: Any) -> Cache:
-        options = {**TIMES, "clock": self.clock, "on_error": self.note} | options
-        inner = self.module.SWRCache(store or self.memory(), **options)
-        self._close.append(functools.partial(inner.close, 0.1))
-        return Cache(self, inner)
+        options = {**TIMES, "clock": self.clock, "on_error": self._note} | options
+        inner: Any = self.color.pick(AsyncSWRCache, SWRCache)(store or self.memory(), **options)
+        self.color.afterwards(lambda: inner.close(0.1))
+        return Cache(self.color, inner)
 
-    def note(self, key: str, error: BaseException) -> None:
+    def _note(self, key: str, error: BaseException) -> None:
         self.errors.append((key, str(error)))
 
-    def finish(self) -> None:
-        while self._close:
-            self.wait_for(self._close.pop()())
-
-    def close(self) -> None:
-        self.finish()
-        self.wait_for(self._loop.shutdown_default_executor())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-@pytest.fixture(params=["async", "sync"])
-def twin(request: pytest.FixtureRequest) -> Iterator[Twin]:
-    made = Twin(request.param)
-    yield made
-    made.close()
-
 
 @pytest.fixture
-def db(valkey_url: str) -> Iterator[Any]:
-    """The same database, seen without the cache."""
-    with redis.Redis.from_url(valkey_url) as client:
-        yield client
-
-
-@pytest.fixture
-def server() -> Iterator[Valkey]:
-    """A server of this test's own, to be killed."""
-    made = Valkey()
-    yield made
-    made.stop()
-
-
-class Clock:
-    """Time that only a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_763_672_400.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Origin:
-    """Where values come from. It counts; while `go` is clear it does not return."""
-
-    def __init__(self) -> None:
-        self.loads = 0
-        self.error: BaseException | None = None
-        self.go = threading.Event()
-        self.go.set()
-
-    def __call__(self) -> int:
-        self.loads += 1
-        value = self.loads
-        assert self.go.wait(10)
-        if self.error:
-            raise self.error
-        return value
-
-
-def until(condition: Callable[..., object], *args: object) -> None:
-    begin = time.monotonic()
-    while not condition(*args):
-        assert time.monotonic() - begin < 10, "it did not happen in time"
-        time.sleep(0.001)
-
-
-def at_once(times: int, call: Callable[[], Any]) -> list[Any]:
-    """Call it from so many threads; return results and exceptions."""
-
-    def one(_: int) -> Any:
-        try:
-            return call()
-        except Exception as error:
-            return error
-
-    with ThreadPoolExecutor(times) as pool:
-        return list(pool.map(one, range(times)))
-
-
-def in_thread(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
-    """Begin to call it in another thread; the list will have the result, or what was raised."""
-    results: list[Any] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except Exception as error:
-            results.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, results
+def maker(color: Color) -> Maker:
+    return Maker(color, Clock(1_763_672_400.0))
 
 
 def answer_when_all_wait(cache: Cache, origin: Origin, callers: int) -> None:
     """Hold the origin back until so many have joined the load, or begun it."""
     origin.go.clear()
-    flight, joined = cache.inner._flight, list[str]()
+    flight, joined = cache.inner._join_flight, list[str]()
 
     def join(key: str, *load: Any) -> Any:
         joined.append(key)
@@ -201,7 +86,7 @@ def answer_when_all_wait(cache: Cache, origin: Origin, callers: int) -> None:
             threading.Timer(0.02, origin.go.set).start()
         return flight(key, *load)
 
-    cache.inner._flight = join
+    cache.inner._join_flight = join
 
 
 def claims_of(cache: Cache) -> list[str]:
@@ -215,3 +100,54 @@ def claims_of(cache: Cache) -> list[str]:
 
     cache.inner._store.claim = noted
     return claims
+
+
+# --- What the page's plot is drawn from ---
+
+
+def timeline() -> dict[str, list[tuple[float, float, str]]]:
+    """Run the cache at each age up to 120 s, and return from when to when readers get what."""
+    return {
+        "the origin works": asyncio.run(_timeline(down=False)),
+        "the origin is down": asyncio.run(_timeline(down=True)),
+    }
+
+
+async def _timeline(*, down: bool) -> list[tuple[float, float, str]]:
+    spans: list[tuple[float, float, str]] = []
+    for age in range(120):
+        answer = await _answer_at(age, down=down)
+        if spans and spans[-1][2] == answer:
+            spans[-1] = (spans[-1][0], age + 1, answer)
+        else:
+            spans.append((age, age + 1, answer))
+    return spans
+
+
+async def _answer_at(age: float, *, down: bool) -> str:
+    now, broken = [0.0], False
+    cache = AsyncSWRCache(
+        AsyncMemoryStore(),
+        fresh_for=FRESH_FOR,
+        stale_for=STALE_FOR,
+        error_for=ERROR_FOR,
+        clock=lambda: now[0],
+        on_error=lambda key, error: None,
+    )
+
+    async def load() -> str:
+        if broken:
+            raise ConnectionError
+        return "new" if now[0] else "old"
+
+    await cache.get("k", load)
+    now[0], broken = age, down
+    try:
+        served = await cache.fetch("k", load)
+    except ConnectionError:
+        return "error"
+    finally:
+        await cache.close()
+    if served.error:
+        return "old, marked"
+    return {State.STALE: "old, at once"}.get(served.state, "fresh" if served.value == "old" or not age else "waits")
