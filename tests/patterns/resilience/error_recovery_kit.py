@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx2
@@ -12,64 +12,50 @@ import pytest
 
 from error_mapping import from_exception
 from error_recovery import Failure, Outcome, Recovered, Recovery, RecoveryFailed, Retry
+from harness.clock import Clock
+from harness.color import Color
 from integration_errors import AuthenticationError, IntegrationError, RateLimited, ServiceUnavailable
 from recovery_strategies import RefreshToken
 
 
-class Clock:
-    """Seconds that pass when somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.slept: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def block(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-
-    async def sleep(self, seconds: float) -> None:
-        self.block(seconds)
-
-
 class Way:
-    """Runs a function through a recovery, in a task or in a thread."""
+    """Runs a function through a recovery of either color, on a clock that only sleeps move."""
 
-    def __init__(self, asynchronous: bool) -> None:
-        self.asynchronous = asynchronous
+    def __init__(self, color: Color) -> None:
+        self.color = color
         self.clock = Clock()
 
     def recovery(self, *strategies: Any, **settings: Any) -> Recovery:
-        given: dict[str, Any] = {"clock": self.clock, "sleep": self.clock.sleep, "blocking_sleep": self.clock.block}
+        given: dict[str, Any] = {"clock": self.clock, "sleep": self.clock.asleep, "blocking_sleep": self.clock.sleep}
         return Recovery(strategies, **(given | settings))
 
-    def function(self, fn: Callable[[], Any]) -> Callable[[], Any]:
-        """Return `fn`, or a coroutine function that does the same."""
-        if not self.asynchronous:
-            return fn
+    def run(self, recovery: Recovery, fn: Callable[[], Any]) -> Recovered[Any]:
+        run: Any = self.color.pick(recovery.run, recovery.run_sync)
+        result: Recovered[Any] = self.color.call(run, self.color.quick(fn))
+        return result
 
-        async def afn() -> Any:
-            await asyncio.sleep(0)
-            return fn()
-
-        return afn
-
-    async def run(self, recovery: Recovery, fn: Callable[[], Any]) -> Recovered[Any]:
-        return await recovery.run(self.function(fn)) if self.asynchronous else recovery.run_sync(fn)
-
-    async def failed(self, recovery: Recovery, fn: Callable[[], Any]) -> RecoveryFailed:
+    def failed(self, recovery: Recovery, fn: Callable[[], Any]) -> RecoveryFailed:
         with pytest.raises(RecoveryFailed) as raised:
-            await self.run(recovery, fn)
+            self.run(recovery, fn)
         return raised.value
 
 
+def awaited(fn: Callable[[], Any]) -> Callable[[], Awaitable[Any]]:
+    """Return a coroutine function that does the same, after a turn of the loop."""
+
+    async def afn() -> Any:
+        await asyncio.sleep(0)
+        return fn()
+
+    return afn
+
+
 class Script:
-    """Raises or returns one thing after the other, the last one for ever."""
+    """Raises or returns one thing after the other, the last one forever."""
 
     def __init__(self, *answers: Any) -> None:
-        self.answers, self.calls = answers, 0
+        self.answers = answers
+        self.calls = 0
 
     def __call__(self) -> Any:
         answer = self.answers[min(self.calls, len(self.answers) - 1)]
@@ -101,7 +87,10 @@ class Repair:
     """A strategy of a reader's own."""
 
     def __init__(self, outcome: Outcome | Exception = AGAIN, *, budget: int = 1, on: object = Exception) -> None:
-        self.outcome, self.budget, self.on, self.attempts = outcome, budget, on, list[int]()
+        self.outcome = outcome
+        self.budget = budget
+        self.on = on
+        self.attempts: list[int] = []
 
     def handles(self, err: Failure) -> bool:
         return isinstance(err, self.on) if isinstance(self.on, type) else bool(self.on)
@@ -129,9 +118,13 @@ class Provider:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.number, self.refreshes, self.calls, self.revoked = 1, 0, 0, False
+        self.number = 1
+        self.refreshes = 0
+        self.calls = 0
+        self.revoked = False
         self.demands: list[int] = []
-        self.together, self.all_here = 0, asyncio.Event()  # how many calls wait for each other
+        self.together = 0  # how many calls wait for each other
+        self.all_here = asyncio.Event()
 
     @property
     def access(self) -> str:
@@ -173,7 +166,9 @@ class Client:
     """A reader's client of the provider: keeps both tokens, maps failures."""
 
     def __init__(self, url: str) -> None:
-        self.url, self.access, self.token = url, "Bearer access-0", "refresh-1"
+        self.url = url
+        self.access = "Bearer access-0"
+        self.token = "refresh-1"
         self.http = httpx2.Client(base_url=url)
         self.ahttp = httpx2.AsyncClient(base_url=url, limits=httpx2.Limits(max_connections=100))
 
@@ -202,11 +197,13 @@ class Client:
     async def arefresh(self) -> str:
         return self._keep(await self.ahttp.post("/token", headers={"X-Refresh": self.token}))
 
-    async def run(self, way: Way, recovery: Recovery) -> Recovered[str]:
-        return await recovery.run(self.aget) if way.asynchronous else recovery.run_sync(self.get)
+    def run(self, way: Way, recovery: Recovery) -> Recovered[str]:
+        run: Any = way.color.pick(recovery.run, recovery.run_sync)
+        result: Recovered[str] = way.color.call(run, self.aget if way.color.is_async else self.get)
+        return result
 
     def strategy(self, way: Way) -> RefreshToken:
-        return RefreshToken(self.arefresh if way.asynchronous else self.refresh, sent)
+        return RefreshToken(self.arefresh if way.color.is_async else self.refresh, sent)
 
 
 def sent(err: IntegrationError) -> str:

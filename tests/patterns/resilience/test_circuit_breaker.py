@@ -16,16 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuit_breaker import CircuitBreaker, CircuitOpen, Snapshot
-
-
-class Clock:
-    """Seconds that pass when told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from harness.clock import Clock
 
 
 class Dependency:
@@ -96,11 +87,6 @@ async def by_async_decorator(breaker: CircuitBreaker, dependency: Dependency) ->
 @pytest.fixture(params=[by_call, by_acall, by_decorator, by_async_decorator])
 def way(request: pytest.FixtureRequest) -> Way:
     return Way(request.param)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import threading
 import time
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -21,24 +20,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from circuit_breaker import CircuitBreaker, CircuitOpen
+from harness.clock import Clock
+from harness.waiting import at_once, each_at_once, in_thread
 from servers._process import free_port
 from servers.faults import FaultProxy
 from servers.http import Uvicorn
-
-
-class Clock:
-    """Seconds that pass when told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def answer() -> str:
@@ -70,11 +56,10 @@ def test_eight_threads_lose_no_count_while_the_state_is_read(clock: Clock) -> No
             reads += 1
         return reads
 
-    with ThreadPoolExecutor(9) as pool:
-        reader = pool.submit(read)
-        list(pool.map(hammer, range(8)))
-        done.set()
-        assert reader.result(5) > 0
+    reader = in_thread(read)
+    assert each_at_once(hammer, range(8)) == [None] * 8
+    done.set()
+    assert reader.result(20) > 0
     assert (breaker.snapshot().calls, breaker.snapshot().failures) == (4000, 1000)
 
 
@@ -96,8 +81,7 @@ def test_eight_threads_that_open_and_close_it_see_only_changes_that_exist() -> N
             assert 0 <= seen.failures <= seen.calls
             assert seen.state in ("closed", "open", "half_open")
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(hammer, range(8)))
+    assert each_at_once(hammer, range(8)) == [None] * 8
     assert set(changes) == {
         ("closed", "open"),
         ("open", "half_open"),
@@ -120,17 +104,14 @@ def test_one_thread_at_a_time_changes_the_state() -> None:
         return 0.0
 
     breaker = CircuitBreaker("test", min_calls=8, failure_rate=0.4, clock=clock)
-    barrier = threading.Barrier(4)
 
-    def hammer(number: int) -> None:
-        barrier.wait(5)
+    def hammer() -> None:
         for fn in (answer, answer, answer, fail, fail, answer, fail, fail, answer):
             with contextlib.suppress(ConnectionError, CircuitOpen):
                 breaker.call(fn)
             breaker.snapshot()
 
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(hammer, range(4)))
+    assert at_once(4, hammer) == [None] * 4
     assert breaker.state == "open"
     assert overlaps == 0
 
@@ -143,12 +124,11 @@ def test_a_caller_who_finds_the_breaker_just_closed_is_no_probe(clock: Clock) ->
         with contextlib.suppress(ConnectionError):
             breaker.call(fail)
 
-    caller = threading.Thread(target=late)
     with breaker._lock:
-        caller.start()
+        caller = in_thread(late)
         time.sleep(0.03)  # it saw the breaker open, and waits for the lock
         breaker.reset()
-    caller.join(5)
+    caller.result(20)
     assert (breaker.state, breaker.snapshot().calls) == ("closed", 1)
 
 
@@ -178,7 +158,8 @@ class Upstream:
     """An HTTP server that is fast, slow, failing or missing pages, as `mode` says."""
 
     def __init__(self) -> None:
-        self.mode, self.reached = "fast", 0
+        self.mode = "fast"
+        self.reached = 0
         self.server = Uvicorn(self.app, interface="asgi3")
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -332,8 +313,11 @@ class Machine(RuleBasedStateMachine):
         self.clock = Clock()
         self.changes: list[tuple[str, str]] = []
         self.expected: list[tuple[str, str]] = []
-        self.state, self.period = "closed", 0
-        self.until, self.successes, self.probes = 0.0, 0, 0
+        self.state = "closed"
+        self.period = 0
+        self.until = 0.0
+        self.successes = 0
+        self.probes = 0
         self.outcomes: list[tuple[float, bool]] = []
         self.running: list[tuple[int, Coroutine[Any, Any, str], contextvars.Context]] = []
 

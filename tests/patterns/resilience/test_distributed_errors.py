@@ -54,7 +54,8 @@ class Service:
     """A server whose behavior each test sets."""
 
     def __init__(self, name: str, below: Service | None) -> None:
-        self.name, self.below_service = name, below
+        self.name = name
+        self.below_service = below
         self.server = Uvicorn(self.app, interface="asgi3")
         self.reset()
 
@@ -63,7 +64,8 @@ class Service:
         self.below_name = self.below_service.name if self.below_service else ""
         self.calls: list[dict[str, str]] = []
         self.clock: Callable[[], float] = time.monotonic
-        self.attempts, self.own_failures = 3, 0
+        self.attempts = 3
+        self.own_failures = 0
         self.answer: Callable[[dict[str, str]], Answer] = self.layer
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:

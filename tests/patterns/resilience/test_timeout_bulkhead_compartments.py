@@ -10,7 +10,6 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ import pytest
 from call_bulkhead import Bulkhead, BulkheadFull, Stats
 from call_deadline import Deadline, DeadlineExceeded, current_deadline
 from harness.fake_loop import on_fake_time
+from harness.waiting import at_once, auntil, in_thread, until
 
 
 def now() -> float:
@@ -252,16 +252,15 @@ def test_threads_share_the_slots_and_who_waits_is_served_in_order() -> None:
             go_on.wait(10)
             order.append(number)
 
-    threads = [threading.Thread(target=call, args=(number,)) for number in range(3)]
-    for count, thread in enumerate(threads):
-        thread.start()
-        while bulkhead.stats().in_use + bulkhead.stats().waiting <= count:
-            time.sleep(0.001)
+    calls = []
+    for number in range(3):
+        calls.append(in_thread(call, number))
+        until(lambda count=number: bulkhead.stats().in_use + bulkhead.stats().waiting > count)
     with pytest.raises(BulkheadFull):
         bulkhead.call(print)
     go_on.set()
-    for thread in threads:
-        thread.join(10)
+    for each in calls:
+        each.result(20)
     assert order == [0, 1, 2]
     assert bulkhead.stats() == Stats("search", 0, 0, 1)
 
@@ -273,8 +272,7 @@ def test_a_thread_that_waits_longer_than_max_wait_is_refused() -> None:
         held.set()
         done.wait(10)
 
-    thread = threading.Thread(target=bulkhead.call, args=(hold,))
-    thread.start()
+    holder = in_thread(bulkhead.call, hold)
     held.wait(10)
     begun = time.monotonic()
     with pytest.raises(BulkheadFull):
@@ -282,25 +280,24 @@ def test_a_thread_that_waits_longer_than_max_wait_is_refused() -> None:
     assert time.monotonic() - begun >= 0.02
     assert bulkhead.stats() == Stats("search", 1, 0, 1)
     done.set()
-    thread.join(10)
+    holder.result(20)
     assert bulkhead.call(lambda a, b: a + b, 1, b=2) == 3
 
 
 def test_sixteen_threads_never_hold_more_than_four_slots() -> None:
-    bulkhead, running, most, lock = Bulkhead("search", 4, 16, 10.0), 0, 0, threading.Lock()
+    bulkhead, running, most, lock = Bulkhead("search", 4, 16, 20.0), 0, 0, threading.Lock()
+    four_inside = threading.Barrier(4)  # and no fewer, or it would never open
 
     def work() -> None:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.0002)
+        four_inside.wait(20)
         with lock:
             running -= 1
 
-    with ThreadPoolExecutor(16) as pool:
-        for future in [pool.submit(bulkhead.call, work) for _ in range(400)]:
-            future.result(20)
+    assert at_once(16, lambda: [bulkhead.call(work) for _ in range(25)]) == [[None] * 25] * 16
     assert most == 4
     assert bulkhead.stats() == Stats("search", 0, 0, 0)
 
@@ -308,7 +305,7 @@ def test_sixteen_threads_never_hold_more_than_four_slots() -> None:
 async def test_a_task_and_a_thread_wait_in_the_same_queue() -> None:
     bulkhead, order = Bulkhead("search", 1, 5, 10.0), list[str]()
 
-    def in_thread() -> None:
+    def in_a_thread() -> None:
         with bulkhead:
             order.append("thread")
 
@@ -317,14 +314,12 @@ async def test_a_task_and_a_thread_wait_in_the_same_queue() -> None:
             order.append("task")
 
     async with bulkhead:
-        thread = threading.Thread(target=in_thread)
-        thread.start()
-        while bulkhead.stats().waiting < 1:
-            await asyncio.sleep(0.001)
+        other = in_thread(in_a_thread)
+        await auntil(lambda: bulkhead.stats().waiting == 1)
         task = asyncio.create_task(in_task(), context=_fresh())
         await asyncio.sleep(0)
     await task
-    thread.join(10)
+    other.result(20)
     assert order == ["thread", "task"]
 
 
@@ -339,9 +334,7 @@ async def test_a_slot_that_belonged_to_a_loop_that_ended_goes_to_the_next() -> N
 
     left: list[Any] = []
     async with bulkhead:
-        thread = threading.Thread(target=abandoned_waiter)
-        thread.start()
-        thread.join(10)
+        in_thread(abandoned_waiter).result(20)
         next_one = asyncio.create_task(bulkhead.acall(_nothing), context=_fresh())
         await asyncio.sleep(0)
         assert bulkhead.stats().waiting == 2
@@ -362,8 +355,7 @@ async def test_a_thread_keeps_its_slot_until_it_ends_although_its_caller_has_lef
     with pytest.raises(BulkheadFull):
         await bulkhead.run_in_thread(print)
     go_on.set()
-    while bulkhead.stats().in_use:
-        await asyncio.sleep(0.001)
+    await auntil(lambda: not bulkhead.stats().in_use)
     assert await bulkhead.run_in_thread(lambda a, b: a + b, 1, b=2) == 3
 
 

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from harness.clock import Clock
+from harness.waiting import at_once, in_thread
 from secret_redaction import MASK, RedactSecrets
 from secret_source import RotatingSecret, SecretFileError, read_secret_file
 
@@ -227,11 +228,7 @@ def test_readers_never_see_a_half_written_value_over_ten_thousand_replacements(q
                 if found != found[:5] * 40:
                     wrong.append(found)
 
-    readers = [threading.Thread(target=read) for _ in range(2)]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join()
+    assert at_once(2, read) == [None, None]
     assert writer.wait(10) == 0
     assert wrong == []
     assert len(seen) > 20
@@ -251,13 +248,12 @@ def test_while_one_thread_looks_the_others_do_not_wait(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "open", slow)
     clock.now += 60
-    looking = threading.Thread(target=secret.all)
-    looking.start()
+    looking = in_thread(secret.all)
     assert inside.wait(5)
     clock.now += 60
     assert plain(secret) == ["one"]  # at once, though the look hangs on a slow disk
     go_on.set()
-    looking.join()
+    looking.result(20)
 
 
 # Masking.

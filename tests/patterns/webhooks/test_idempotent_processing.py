@@ -567,8 +567,7 @@ def test_naive_look_then_work_then_insert_does_the_work_five_times_then_breaks(u
                 return "UniqueViolation"
             return "processed"
 
-    with ThreadPoolExecutor(5) as threads:
-        ended = sorted(threads.map(lambda _: deliver(), range(5)))
+    ended = sorted(at_once(5, deliver))
     assert len(ran) == 5
     assert ended == ["UniqueViolation"] * 4 + ["processed"]
 

@@ -49,7 +49,8 @@ def middle(low: float, high: float) -> float:
 
 class MemoryLog:
     def __init__(self, due: Sequence[Due] = ()) -> None:
-        self.due, self.recorded = list(due), list[tuple[Due, Attempt, float]]()
+        self.due = list(due)
+        self.recorded: list[tuple[Due, Attempt, float]] = []
         self.claims: list[tuple[int, float, float]] = []
         self.disables = False
         self.error: Exception | None = None
