@@ -206,7 +206,10 @@ def test_whoever_is_interrupted_leaves_no_process_and_no_file(tmp_path: Path, nu
         assert parent(parent(child)) == process.pid
     finally:
         process.send_signal(number)
-    output = process.communicate(timeout=20)[0].decode()
+    try:
+        output = process.communicate(timeout=20)[0].decode()
+    finally:
+        process.kill()  # where it did not end
     deadline = time.monotonic() + 5
     while any(map(is_alive, left)):
         assert time.monotonic() < deadline, "a process was left behind"
