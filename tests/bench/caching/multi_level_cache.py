@@ -13,8 +13,8 @@ from typing import Any
 
 from cashews import Cache
 
-import multi_level_cache
-import multi_level_cache_sync
+import multi_level_async
+import multi_level_sync
 from bench.kit import Plot, Table, compare, ratio_table, version
 from servers.valkey import Valkey
 
@@ -38,9 +38,9 @@ def levels(server: Valkey) -> dict[str, dict[str, float]]:
     """Return the seconds of a hit in memory, a hit in Redis, and a load, by subject."""
     runner = asyncio.Runner()
     peer = cashews(server.url, protocol=2)
-    client, sync_client = (m.connect(server.url, timeout=5) for m in (multi_level_cache, multi_level_cache_sync))
-    ours = multi_level_cache.MultiLevelCache(client, namespace="async", l1_ttl=60)
-    ours_sync = multi_level_cache_sync.MultiLevelCache(sync_client, namespace="sync", l1_ttl=60)
+    client, sync_client = (m.connect(server.url, timeout=5) for m in (multi_level_async, multi_level_sync))
+    ours = multi_level_async.AsyncMultiLevelCache(client, namespace="async", l1_ttl=60)
+    ours_sync = multi_level_sync.MultiLevelCache(sync_client, namespace="sync", l1_ttl=60)
 
     async def load() -> dict[str, Any]:
         await asyncio.sleep(LOAD_SECONDS)
@@ -65,11 +65,11 @@ def levels(server: Valkey) -> dict[str, dict[str, float]]:
         return loop
 
     async def from_redis() -> None:
-        ours._l1.clear()
+        ours._level._entries.clear()
         await ours.get("k")
 
     def from_redis_sync() -> None:
-        ours_sync._l1.clear()
+        ours_sync._level._entries.clear()
         ours_sync.get("k")
 
     fresh = iter(range(10**9))
@@ -112,8 +112,8 @@ def watch(url: str, kind: str) -> None:
             peer = cashews(url, protocol=2)
             get: Callable[[], Awaitable[Any]] = lambda: peer.get("k", default=-1)  # noqa: E731
         else:
-            client = multi_level_cache.connect(url, timeout=5)
-            ours = multi_level_cache.MultiLevelCache(client, namespace="watch", l1_ttl=60)
+            client = multi_level_async.connect(url, timeout=5)
+            ours = multi_level_async.AsyncMultiLevelCache(client, namespace="watch", l1_ttl=60)
             await ours.__aenter__()
             get = lambda: ours.get("k")  # noqa: E731
         print("ready", flush=True)
@@ -129,8 +129,8 @@ def spread(server: Valkey) -> Table:
     """Change a key in this process, and ask another when it served the new value."""
 
     async def main(kind: str) -> list[float]:
-        client = multi_level_cache.connect(server.url, timeout=5)
-        ours = multi_level_cache.MultiLevelCache(client, namespace="watch")
+        client = multi_level_async.connect(server.url, timeout=5)
+        ours = multi_level_async.AsyncMultiLevelCache(client, namespace="watch")
         peer = cashews(server.url, protocol=2)
         argv = [sys.executable, "-P", __file__, server.url, kind]  # this file has the name of the module
         environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
