@@ -41,11 +41,11 @@ def generated(root: Path) -> dict[str, str]:
 def subjects_of(root: Path, names: Sequence[str]) -> list[Subject]:
     """Return the patterns of these names ("category/slug"), or all; raise `Unusable` when one is not there."""
     sys.path.insert(0, str(root / "docs"))
-    from _catalog import read
+    from _catalog import model, read
 
     try:
         patterns = {pattern.id: pattern for pattern in read.load(root).patterns}
-    except read.CatalogError as error:
+    except model.CatalogError as error:
         raise Unusable(str(error)) from None
     finally:
         sys.path.remove(str(root / "docs"))

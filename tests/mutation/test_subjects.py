@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from _catalog import read
+from _catalog import model, read
 from mutation.errors import Unusable
 from mutation.subjects import Subject, generated, subjects_of
 
@@ -67,7 +67,7 @@ def test_a_pattern_that_is_not_there_is_named_with_those_that_are(tmp_path: Path
 
 def test_what_is_wrong_with_the_catalogue_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(root: Path) -> None:
-        raise read.CatalogError(["docs/patterns/x.md:1: no title; add the key"])
+        raise model.CatalogError(["docs/patterns/x.md:1: no title; add the key"])
 
     monkeypatch.setattr(read, "load", broken)
     with pytest.raises(Unusable, match="no title"):
