@@ -113,6 +113,7 @@ def files_of(pattern: Pattern, root: Path) -> list[str]:
     """
     folder, stem = root / "tests" / "patterns" / folder_of(pattern.category), folder_of(pattern.slug)
     beside = [path for path in folder.glob(f"{stem}_*") if path.is_file() and not path.name.startswith("test_")]
+    beside += folder.glob("conftest.py")
     own = [root / name for name in (*pattern.modules, *pattern.proof_files)]
     shared = [path for name in SHARED_FOLDERS for path in (root / name).glob("*.py")]
     shared += [path for name in SHARED if (path := root / name).is_file()]

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import inspect
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -186,7 +186,7 @@ class Blocking:
 
     def _given(self, result: Any) -> Any:
         """Show an async iterator or context manager as a sync one."""
-        if isinstance(result, AsyncIterator):
+        if isinstance(result, AsyncGenerator):  # no other iterator: a cursor is one, and more than that
             return self.color.each(result)
         if isinstance(result, contextlib.AbstractAsyncContextManager):
             return self.color.entered(result)

@@ -34,7 +34,10 @@ def test_a_sync_twin_is_what_its_async_source_gives(twin: Twin) -> None:
         ("from redis.asyncio import Redis", "from redis import Redis"),
         ("from store_async import AsyncStore", "from store_sync import Store"),
         ("item = await anext(rows)", "item = next(rows)"),
-        ("import asyncio\n", "import threading\nimport time\n"),
+        ("import asyncio\n", "import contextlib\nimport threading\nimport time\n"),
+        ("row = await asyncio.to_thread(table.new_row, item, cost)", "row = table.new_row(item, cost)"),
+        ("return await asyncio.to_thread(load)", "return load()"),
+        ("Return an async context manager.", "Return a context manager."),
         ("# asynchronous, an await-free word, Asynchrony", "# asynchronous, an await-free word, Asynchrony"),
     ],
 )

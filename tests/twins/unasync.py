@@ -20,7 +20,9 @@ DATA = Path(__file__).with_name("twins.toml")
 RULES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"(?m)^import asyncio$", "import threading\nimport time"),  # ruff removes what is not used
+        (r"(?m)^import asyncio$", "import contextlib\nimport threading\nimport time"),  # ruff removes what is not used
+        (r"\bawait asyncio\.to_thread\(([\w.]+)(?:, )?", r"\1("),
+        (r"\ban async (?=context manager|iterator|generator)", "a "),
         (r"\basync (def|with|for)\b", r"\1"),
         (r"\bawait +", ""),
         (r"\bredis\.asyncio\b", "redis"),
