@@ -66,7 +66,7 @@ class Deadline:
         if value is None:
             return cls.after(max_seconds, name=name, clock=clock)
         if not re.fullmatch("[0-9]{1,15}", value):
-            raise ValueError(f"{HEADER} must be a whole number of milliseconds, got {value!r}")
+            raise ValueError(f"{HEADER} must be a whole number of milliseconds")
         return cls.after(min(int(value) / 1000, max_seconds), name=name, clock=clock)
 
     def to_header(self) -> str:

@@ -24,7 +24,7 @@ class RetryScope:
 
     Args:
         service: Our own name.
-        deadline: When the time is up, on `clock`.
+        deadline: When the time is up, on `clock`; infinity for never.
         attempts: The most tries, with the one that came in.
         attempt: The number of the present try. The retries of all calls within count.
         depth: How many services it has come through.
@@ -53,7 +53,7 @@ class RetryScope:
             raise ValueError(
                 f"minimum must be a number of seconds, 0 or more, got {self.minimum!r}"
             )
-        if not _is_number(self.deadline):
+        if not (_is_number(self.deadline) or self.deadline == math.inf):
             raise ValueError(f"deadline must be an instant on the clock, got {self.deadline!r}")
 
     @classmethod

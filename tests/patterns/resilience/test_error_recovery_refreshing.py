@@ -75,7 +75,7 @@ def test_an_expired_token_costs_one_refresh_and_the_call_runs_twice(
     assert (provider.refreshes, provider.calls) == (2, 5)
 
 
-def test_a_401_for_ever_costs_one_refresh_and_two_calls_and_fails_with_the_401(
+def test_a_401_forever_costs_one_refresh_and_two_calls_and_fails_with_the_401(
     way: Way, provider: Provider, client: Client
 ) -> None:
     provider.demands = [401] * 10

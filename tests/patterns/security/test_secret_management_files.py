@@ -116,7 +116,7 @@ def test_a_new_value_is_seen_after_reload_seconds_and_the_old_one_still_verifies
     clock.now += 86_399
     assert plain(secret) == ["three", "two"]
     clock.now += 1
-    assert plain(secret) == ["three"]  # an old value does not verify for ever
+    assert plain(secret) == ["three"]  # an old value does not verify forever
     clock.now += 1
     assert plain(secret) == ["three"]
     write(tmp_path / "s", "four")

@@ -667,7 +667,7 @@ def test_workers_killed_in_a_loop_over_a_thousand_jobs_lose_none(valkey_url: str
 
     async def fill() -> None:
         async with Redis.from_url(valkey_url) as client:
-            queue = WebhookQueue(client, "shop")
+            queue = WebhookQueue(client, "shop", timeout=30)
             await queue.enqueue(event("poison", "poison"))
             for start in range(0, total, 100):
                 await asyncio.gather(*(queue.enqueue(event(start + n)) for n in range(100)))
@@ -676,7 +676,7 @@ def test_workers_killed_in_a_loop_over_a_thousand_jobs_lose_none(valkey_url: str
     here = Path(__file__).parent
     argv = [sys.executable, str(here / "webhook_queue_kit.py"), valkey_url, str(total), str(kills)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
-    subprocess.run(argv, check=True, env=env, timeout=50)
+    subprocess.run(argv, check=True, env=env, timeout=240)
     with redis.Redis.from_url(valkey_url) as client:
         effects = Counter(client.lrange("effects", 0, -1))
         [(_, dead)] = client.xrange("{shop}:dead")
@@ -740,7 +740,7 @@ async def test_naive_read_of_what_is_new_never_sees_what_a_dead_worker_had(group
     assert await group.xreadgroup("workers", "a", {"jobs": ">"})  # and "a" is killed
     for _ in range(3):
         assert not await group.xreadgroup("workers", "b", {"jobs": ">"})
-    assert (await group.xpending("jobs", "workers"))["pending"] == 1  # for ever
+    assert (await group.xpending("jobs", "workers"))["pending"] == 1  # forever
 
 
 async def test_naive_acknowledgement_before_the_work_loses_the_job(group: Any) -> None:

@@ -26,7 +26,7 @@ async def work(url: str) -> None:
             if delivery.type == "poison":
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        queue = WebhookQueue(client, "shop", max_attempts=3)
+        queue = WebhookQueue(client, "shop", max_attempts=3, timeout=30)
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         await Worker(queue, {"*": handler}, concurrency=10, poll=0.02).run(stop)
