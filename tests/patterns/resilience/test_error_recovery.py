@@ -160,7 +160,7 @@ def test_an_error_that_no_strategy_handles_is_raised_as_it_is(way: Way) -> None:
 
 
 @pytest.mark.parametrize("error", [TypeError("a bug"), KeyError("id"), ConnectionError("of no integration")])
-def test_a_bug_is_never_recovered_where_a_fallback_forevery_exception_hides_it(way: Way, error: Exception) -> None:
+def test_a_bug_is_never_recovered_where_a_fallback_for_every_exception_hides_it(way: Way, error: Exception) -> None:
     def naive(fn: Callable[[], object]) -> object:
         try:
             return fn()

@@ -298,7 +298,7 @@ def test_settings_as_a_whole_can_be_refused_too() -> None:
     assert CANARY not in everything(caught.value)
 
 
-def test_naive_settings_at_import_need_production_secrets_forevery_tool(tmp_path: Path) -> None:
+def test_naive_settings_at_import_need_production_secrets_for_every_tool(tmp_path: Path) -> None:
     (tmp_path / "naive_module.py").write_text(
         "from pydantic_settings import BaseSettings\nclass S(BaseSettings):\n    api_key: str\nsettings = S()\n"
     )
