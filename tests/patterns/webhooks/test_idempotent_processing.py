@@ -266,7 +266,7 @@ def test_a_coroutine_function_is_refused_by_the_sync_inbox_before_anything_is_ma
 # The effect is somewhere else.
 
 
-def test_an_external_handler_gets_a_stable_key_and_runs_once(twin: Twin) -> None:
+def test_an_external_handler_gets_a_stable_key_and_runs_once(twin: Twin, caplog: pytest.LogCaptureFixture) -> None:
     keys: list[str] = []
 
     def handler(key: str) -> int:
@@ -280,6 +280,7 @@ def test_an_external_handler_gets_a_stable_key_and_runs_once(twin: Twin) -> None
     assert twin.run_external("shop", "evt_1", handler) == Outcome(Status.PROCESSED, 2)
     assert twin.run_external("shop", "evt_1", handler) == DUPLICATE
     assert keys == ["shop:evt_1"] * 2 == [event_key("shop", "evt_1")] * 2
+    assert [r for r in caplog.records if r.name == "idempotent_core"] == []  # its claim had not expired
 
 
 def test_while_a_claim_holds_everybody_else_gets_in_progress(color: Color, pool: Any) -> None:

@@ -463,6 +463,19 @@ async def test_any_kind_of_callable_is_called_rightly() -> None:
     assert (len(report.ok), type(report.failed["failing lambda"])) == (5, LookupError)
 
 
+async def test_an_object_whose_class_has_an_async_call_waits_for_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Object:
+        async def __call__(self, event: object) -> None: ...
+
+    async def no_thread_is_free(*args: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(asyncio, "to_thread", no_thread_is_free)
+    fanout = Fanout(MemoryDone())
+    fanout.register("object", Object())
+    assert (await fanout.dispatch(Event())).ok == ("object",)
+
+
 def test_a_name_that_is_taken_and_useless_settings_stop_the_start() -> None:
     fanout = Fanout(MemoryDone())
     fanout.register("slack", print)
