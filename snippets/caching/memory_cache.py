@@ -73,7 +73,9 @@ class TTLCache(Generic[K, V]):
         self._clock = clock
         self._entries: OrderedDict[K, tuple[V, float]] = OrderedDict()  # value and end, by last use
         self._ends: OrderedDict[K, float] = OrderedDict()  # the same keys, by end
-        self._hits = self._misses = self._evicted = 0
+        self._hits = 0
+        self._misses = 0
+        self._evicted = 0
         self.renew_locks()
         _caches.add(self)
 

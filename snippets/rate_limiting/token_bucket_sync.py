@@ -34,10 +34,10 @@ class TokenBucket:
     ) -> None:
         self._line = TokenLine(rate, capacity, clock)
         self._wait = wait
-        self.forget_waiters()
+        self._forget_waiters()
         _buckets.add(self)
 
-    def forget_waiters(self) -> None:
+    def _forget_waiters(self) -> None:
         """Forget who waits or holds the lock: after a fork none of those threads is left."""
         # Reentrant: a signal handler may use the bucket while its own thread holds the lock.
         self._lock = threading.RLock()
@@ -98,7 +98,7 @@ _buckets: weakref.WeakSet[TokenBucket] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for bucket in _buckets:
-        bucket.forget_waiters()
+        bucket._forget_waiters()
 
 
 getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_after_fork)  # not on Windows

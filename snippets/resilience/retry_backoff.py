@@ -41,7 +41,8 @@ class RetryBudget:
             raise ValueError(f"reserve must be a number of retries, 1 or more, got {reserve!r}")
         # Counted in calls, not in retries: ten times 0.1 is less than 1.
         self._cost = 1 / ratio
-        self._saved = self._most = reserve / ratio
+        self._most = reserve / ratio
+        self._saved = self._most
         self._lock = threading.Lock()
 
     def earn(self) -> None:

@@ -92,7 +92,8 @@ class RotatingSecret:
         self._grace = grace
         self._clock = clock
         self._lock = threading.Lock()
-        self._checked = self._changed = clock()
+        self._checked = clock()
+        self._changed = self._checked
         self._values: tuple[SecretStr, ...] = (read_secret_file(path),)
 
     def __repr__(self) -> str:

@@ -102,7 +102,7 @@ def sign(body: bytes, secrets: Sequence[bytes], *, msg_id: str, timestamp: int) 
     if not _ID.fullmatch(msg_id):
         raise ValueError("msg_id must be 1 to 255 visible ASCII characters without a dot")
     if not _SECONDS.fullmatch(stamp):
-        raise ValueError("timestamp must be whole seconds since 1970, as an int")
+        raise ValueError(f"timestamp must be whole seconds since 1970, got {timestamp!r}")
     content = b".".join((msg_id.encode(), stamp.encode(), body))
     return {
         "webhook-id": msg_id,

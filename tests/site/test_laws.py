@@ -140,6 +140,8 @@ def test_a_number_that_is_refused_is_shown(module: Path) -> None:
             continue
         text = ast.unparse(node.exc)
         if re.search(r"must be (a|the)? ?(finite|whole|positive)? ?(number|seconds)", text):
+            if "{HEADER}" in text:
+                continue  # what a stranger sent is not repeated
             assert ", got {" in text, f"{_name(module)}:{node.lineno}: end the message with what was got"
 
 
@@ -173,6 +175,10 @@ PAIRS = [(m, m.with_name(m.name.replace("_async.py", "_sync.py"))) for m in MODU
 twins = pytest.mark.parametrize(("of_async", "of_sync"), PAIRS, ids=[_name(first) for first, _ in PAIRS])
 
 
+#: What one color needs and the other does not, with the reason.
+ONE_COLOR = {"cancel_all": "a task can be cancelled, a thread cannot"}
+
+
 def _public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
     for node in body:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -185,8 +191,12 @@ def _surface(module: Path) -> dict[str, set[str]]:
     """Return the public names of a module without their color, and the public methods of its classes."""
     found = {}
     for node in _public(tree(module).body):
+        if node.name in ONE_COLOR:
+            continue
         inner = _public(node.body) if isinstance(node, ast.ClassDef) else ()
-        found[node.name.removeprefix("Async").removesuffix("_async")] = {PLAIN.get(method.name, method.name) for method in inner}
+        found[node.name.removeprefix("Async").removesuffix("_async")] = {
+            PLAIN.get(method.name, method.name) for method in inner
+        }
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bench.kit import SERIES, Plot, Table, version
-from patterns.caching.swr_kit import ERROR_FOR, FRESH_FOR, STALE_FOR, timeline
+from patterns.caching.stale_while_revalidate_kit import ERROR_FOR, FRESH_FOR, STALE_FOR, timeline
 from swr_async import AsyncSWRCache
 from swr_stores_async import AsyncMemoryStore
 

@@ -20,8 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from harness.clock import Clock
 from harness.origin import Origin
 from harness.waiting import at_once, auntil, in_thread, until
-from patterns.caching import swr_kit as kit
-from patterns.caching.swr_kit import (
+from patterns.caching import stale_while_revalidate_kit as kit
+from patterns.caching.stale_while_revalidate_kit import (
     ERROR_FOR,
     FRESH_FOR,
     STALE_FOR,

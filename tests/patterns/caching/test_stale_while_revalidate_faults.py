@@ -26,8 +26,8 @@ from harness.color import Blocking
 from harness.origin import Origin
 from harness.scripted import Answer, Script, Seen
 from harness.waiting import at_once, in_thread, until
-from patterns.caching import swr_kit as kit
-from patterns.caching.swr_kit import Maker, answer_when_all_wait
+from patterns.caching import stale_while_revalidate_kit as kit
+from patterns.caching.stale_while_revalidate_kit import Maker, answer_when_all_wait
 from servers.faults import FaultProxy
 from servers.valkey import Valkey
 from swr_core import Entry, pack, unpack
