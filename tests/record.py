@@ -52,20 +52,21 @@ class Recorder:
             catalog = read.load(self.root)
         except CatalogError:
             return  # the shape tests say what is wrong; a broken catalogue proves nothing
-        results = {pattern.id: result for pattern in catalog.patterns if (result := self._result_of(pattern))}
+        sources = records.Sources(self.root)
+        results = {p.id: result for p in catalog.patterns if (result := self._result_of(p, sources))}
         records.save(self.root, records.Run(platform.python_version(), sys.platform, results))
 
-    def _result_of(self, pattern: Pattern) -> records.Result | None:
+    def _result_of(self, pattern: Pattern, sources: records.Sources) -> records.Result | None:
         """Return how the proofs ended, if all of them ran; one that failed is told in any case."""
         keys = [(proof.path, proof.name) for proof in pattern.proofs]
         outcomes = [self.outcomes[key] for key in keys if key in self.outcomes]
         if not outcomes or (len(outcomes) < len(keys) and "failed" not in outcomes):
             return None
-        files = records.files_of(pattern, self.root)
+        files = sources.files_of(pattern)
         if any((self.root / name).stat().st_mtime > self.began for name in files):
             return None  # somebody edited it meanwhile: nobody knows which of the two was run
         return records.Result(
-            fingerprint=records.fingerprint(pattern, self.root),
+            fingerprint=sources.fingerprint(pattern),
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
             passed=outcomes.count("passed"),
             failed=outcomes.count("failed"),

@@ -50,6 +50,7 @@ class _Reader:
         self.lock = Lock(root)
         self.services = services.load(root)
         self.runs = records.load(root)
+        self.sources = records.Sources(root)
         self.known = {
             f"{path.parent.name}/{path.stem}" for path in self.docs.glob("patterns/*/*.md") if path.name != "index.md"
         }
@@ -134,7 +135,7 @@ class _Reader:
             tuple(self._requires(modules)),
             tuple(self._colors(modules)),
         )
-        return dataclasses.replace(pattern, verified=records.verified(pattern, self.runs, self.root))
+        return dataclasses.replace(pattern, verified=records.verified(pattern, self.runs, self.sources))
 
     def _validated(self, model: type[_M], path: Path, text: str) -> _M | None:
         data = self._front_matter(path, text)

@@ -7,12 +7,11 @@ the fingerprint is the same.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,12 +67,12 @@ def save(root: Path, run: Run) -> None:
     partial.replace(path)  # a run that is killed while it writes must not take the last one with it
 
 
-def verified(pattern: Pattern, runs: Iterable[Run], root: Path) -> Verified | None:
+def verified(pattern: Pattern, runs: Iterable[Run], sources: Sources) -> Verified | None:
     """Return what the records say about a pattern as it stands now; None when none of them is about that."""
     about = [(run, run.results[pattern.id]) for run in runs if pattern.id in run.results]
     if not about:
         return None
-    now = fingerprint(pattern, root)
+    now = sources.fingerprint(pattern)
     holding = [(run, result) for run, result in about if result.fingerprint == now]
     if not holding:
         return None
@@ -93,74 +92,76 @@ def verified(pattern: Pattern, runs: Iterable[Run], root: Path) -> Verified | No
 def unproved(catalog: Catalog, python: str, platform: str = sys.platform) -> list[Pattern]:
     """Return the patterns of which no green run with this Python and platform says that they hold as they stand."""
     runs = [run for run in load(catalog.root) if (run.python, run.platform) == (python, platform)]
-    seen = [(pattern, verified(pattern, runs, catalog.root)) for pattern in catalog.patterns]
+    sources = Sources(catalog.root)
+    seen = [(pattern, verified(pattern, runs, sources)) for pattern in catalog.patterns]
     return [pattern for pattern, record in seen if record is None or record.failed]
 
 
-def fingerprint(pattern: Pattern, root: Path) -> str:
-    """Return a digest of everything that the proofs of a pattern read, names included."""
-    digest = hashlib.sha256()
-    for name in files_of(pattern, root):
-        digest.update(f"{name}\0{_digest_of(root / name)}\0".encode())
-    return digest.hexdigest()
+class Sources:
+    """What the proofs of a tree read, as the tree is at this moment: each file is looked at once."""
 
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._modules: dict[str, Path] = {}  # by dotted name, as proofs import them
+        for start in (root / "tests", *(path for path in (root / "snippets").iterdir() if path.is_dir())):
+            for path in start.rglob("*.py"):
+                parts = path.relative_to(start).with_suffix("").parts
+                self._modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+        self._imports: dict[Path, set[Path]] = {}
+        self._digests: dict[Path, str] = {}
+        shared = [path for name in SHARED_FOLDERS for path in (root / name).glob("*.py")]
+        shared += [path for name in SHARED if (path := root / name).is_file()]
+        self._shared = self._closure(shared)
 
-def files_of(pattern: Pattern, root: Path) -> list[str]:
-    """Return the files that a pattern's proofs read: their own, what those import, and what all proofs run with.
+    def fingerprint(self, pattern: Pattern) -> str:
+        """Return a digest of everything that the proofs of a pattern read, names included."""
+        digest = hashlib.sha256()
+        for name in self.files_of(pattern):
+            digest.update(f"{name}\0{self._digest_of(self.root / name)}\0".encode())
+        return digest.hexdigest()
 
-    Among them are the page and its measurements, kits and applications beside the proofs (a server process loads them
-    by name), the harness, the launchers, the settings of the tests, and the lock with every version.
-    """
-    folder, stem = root / "tests" / "patterns" / folder_of(pattern.category), folder_of(pattern.slug)
-    beside = [path for path in folder.glob(f"{stem}_*") if path.is_file() and not path.name.startswith("test_")]
-    beside += folder.glob("conftest.py")
-    own = [root / name for name in (*pattern.modules, *pattern.proof_files)]
-    shared = [path for name in SHARED_FOLDERS for path in (root / name).glob("*.py")]
-    shared += [path for name in SHARED if (path := root / name).is_file()]
-    measured = (root / "docs" / "_measured" / pattern.category).glob(f"{pattern.slug}.*")
-    imported = _closure(root, [*own, *beside, *shared])
-    files = {root / "docs" / pattern.src, *imported, *measured}
-    return sorted(path.relative_to(root).as_posix() for path in files)
+    def files_of(self, pattern: Pattern) -> list[str]:
+        """Return the files that a pattern's proofs read: their own, what those import, and what all proofs run with.
 
+        Among them are the page and its measurements, kits and applications beside the proofs (a server process loads
+        them by name), the harness, the launchers, the settings of the tests, and the lock with every version.
+        """
+        folder = self.root / "tests" / "patterns" / folder_of(pattern.category)
+        beside = [
+            path
+            for path in (*folder.glob(f"{folder_of(pattern.slug)}_*"), *folder.glob("conftest.py"))
+            if path.is_file() and not path.name.startswith("test_")
+        ]
+        own = [self.root / name for name in (*pattern.modules, *pattern.proof_files)]
+        measured = (self.root / "docs" / "_measured" / pattern.category).glob(f"{pattern.slug}.*")
+        files = {self.root / "docs" / pattern.src, *measured, *self._closure([*own, *beside]), *self._shared}
+        return sorted(path.relative_to(self.root).as_posix() for path in files)
 
-def _closure(root: Path, files: Iterable[Path]) -> set[Path]:
-    """Return the files with all that they import from this tree, and so on."""
-    found: set[Path] = set()
-    waiting = list(files)
-    while waiting:
-        path = waiting.pop()
-        if path in found:
-            continue
-        found.add(path)
-        if path.suffix == ".py":
-            for name in imported_names(path):
-                waiting += _files_named(root, name)
-    return found
+    def _closure(self, files: Iterable[Path]) -> set[Path]:
+        """Return the files with all that they import from this tree, and so on."""
+        found: set[Path] = set()
+        waiting = list(files)
+        while waiting:
+            path = waiting.pop()
+            if path not in found:
+                found.add(path)
+                waiting += self._imports_of(path)
+        return found
 
+    def _imports_of(self, path: Path) -> set[Path]:
+        if path not in self._imports:
+            names = imported_names(path) if path.suffix == ".py" else ()
+            # `from a.b import c` loads a, a.b and, where it is a module, a.b.c.
+            loaded = {
+                ".".join(parts[: n + 1]) for name in names if (parts := name.split(".")) for n in range(len(parts))
+            }
+            self._imports[path] = {self._modules[name] for name in loaded & self._modules.keys()}
+        return self._imports[path]
 
-def _files_named(root: Path, name: str) -> Iterator[Path]:
-    """Yield the files of this tree that an import of this dotted name loads."""
-    parts = name.split(".")
-    for start in _import_roots(root):
-        for length in range(1, len(parts) + 1):
-            place = start.joinpath(*parts[:length])
-            for path in (place.with_suffix(".py"), place / "__init__.py"):
-                if path.is_file():
-                    yield path
-
-
-def _import_roots(root: Path) -> list[Path]:
-    return [root / "tests", *(path for path in (root / "snippets").iterdir() if path.is_dir())]
-
-
-def _digest_of(path: Path) -> str:
-    found = path.stat()
-    return _content_digest(path, found.st_mtime_ns, found.st_size)
-
-
-@functools.cache
-def _content_digest(path: Path, stamp: int, size: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    def _digest_of(self, path: Path) -> str:
+        if path not in self._digests:
+            self._digests[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return self._digests[path]
 
 
 def _run(path: Path) -> Run | None:

@@ -340,7 +340,7 @@ def test_an_archived_pattern_keeps_its_page_leaves_the_tables_and_a_moved_one_le
 def _record(root: Path, failed: int = 0) -> None:
     """Record a run of the first pattern as it stands now."""
     pattern = read.load(root).patterns[0]
-    found = records.fingerprint(pattern, root)
+    found = records.Sources(root).fingerprint(pattern)
     result = records.Result(found, "2026-01-02", passed=3, failed=failed, skipped=0)
     records.save(root, records.Run("3.11.9", "linux", {pattern.id: result}))
 
@@ -392,7 +392,7 @@ def test_a_record_ends_with_an_edit_of_what_an_import_of_an_import_reads(tree: P
         "from patterns import (  # two steps away\n    shared as other,\n)\n", encoding="utf-8"
     )
     _edit(tree / pattern.proof_files[0], lambda text: text + "\nfrom patterns.between import other\n")
-    assert "tests/patterns/shared.py" in records.files_of(read.load(tree).patterns[0], tree)
+    assert "tests/patterns/shared.py" in records.Sources(tree).files_of(read.load(tree).patterns[0])
 
 
 def test_what_no_green_run_covers_is_named_as_unproved(tree: Path) -> None:
