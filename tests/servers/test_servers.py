@@ -216,6 +216,6 @@ def test_an_environment_variable_names_a_server_to_use_instead(valkey: Valkey, t
     (tmp_path / "test_it.py").write_text('def test_it(valkey_url):\n    print("using", valkey_url)\n')
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "REDIS_URL": valkey.url}
     env.pop("PYTEST_XDIST_WORKER", None)
-    argv = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:valkey", "-p", "no:cacheprovider", str(tmp_path)]
+    argv = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:valkey", "-p", "no:schemathesis", str(tmp_path)]
     result = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert f"using {valkey.url}" in result.stdout, result.stdout

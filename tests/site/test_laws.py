@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from _catalog.code import tree
+from _catalog.code import proofs_in, tree
 from _catalog.model import ROOT, folder_of
 from twins import unasync
 
@@ -29,6 +30,12 @@ PLAIN = {
 
 def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+@functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Return every node of a file, walked once for all laws."""
+    return tuple(ast.walk(tree(path)))
 
 
 modules = pytest.mark.parametrize("module", MODULES, ids=_name)
@@ -51,14 +58,14 @@ def test_a_module_carries_no_pragma(module: Path) -> None:
 
 @modules
 def test_a_private_verb_names_its_object(module: Path) -> None:
-    for node in ast.walk(tree(module)):
+    for node in nodes(module):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.name not in BARE_VERBS, f"{_name(module)}:{node.lineno}: {node.name}: say what it is done to"
 
 
-def packed(source: ast.Module) -> Iterator[int]:
+def packed(source: Iterable[ast.AST]) -> Iterator[int]:
     """Yield the line of each assignment in an `__init__` that sets several attributes."""
-    for function in ast.walk(source):
+    for function in source:
         if isinstance(function, ast.FunctionDef) and function.name == "__init__":
             for node in ast.walk(function):
                 if isinstance(node, ast.Assign):
@@ -69,18 +76,18 @@ def packed(source: ast.Module) -> Iterator[int]:
 
 @modules
 def test_init_sets_one_attribute_a_line(module: Path) -> None:
-    lines = list(packed(tree(module)))
+    lines = list(packed(nodes(module)))
     assert not lines, f"{_name(module)}: set one attribute a line, not several, on lines {lines}"
 
 
 def test_several_attributes_on_a_line_would_be_found() -> None:
     source = "class A:\n def __init__(self, a, b):\n  self.a, self.b = a, b\n  self.c = self.d = a\n  x, y = b\n"
-    assert list(packed(ast.parse(source))) == [3, 4]
+    assert list(packed(ast.walk(ast.parse(source)))) == [3, 4]
 
 
-def unset_messages(source: ast.Module) -> Iterator[tuple[int, str, str]]:
+def unset_messages(source: Iterable[ast.AST]) -> Iterator[tuple[int, str, str]]:
     """Yield line, exception and text of what is raised when a setting is missing."""
-    for node in ast.walk(source):
+    for node in source:
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             text = "".join(
                 part.value
@@ -94,7 +101,7 @@ def unset_messages(source: ast.Module) -> Iterator[tuple[int, str, str]]:
 
 @modules
 def test_a_missing_setting_is_told_by_one_exception_in_one_wording(module: Path) -> None:
-    for line, kind, text in unset_messages(tree(module)):
+    for line, kind, text in unset_messages(nodes(module)):
         where = f"{_name(module)}:{line}"
         assert kind == "RuntimeError", f"{where}: raise RuntimeError for a setting that is missing"
         assert text.endswith(" is not set, or is empty"), f"{where}: write `NAME is not set, or is empty`"
@@ -102,12 +109,12 @@ def test_a_missing_setting_is_told_by_one_exception_in_one_wording(module: Path)
 
 def test_another_wording_for_a_missing_setting_would_be_found() -> None:
     source = ast.parse("raise ValueError(f'{name} is not set')\nraise KeyError('not set: ' + x)\nraise E('set')")
-    assert [(line, kind) for line, kind, _ in unset_messages(source)] == [(1, "ValueError"), (2, "KeyError")]
+    assert [(line, kind) for line, kind, _ in unset_messages(ast.walk(source))] == [(1, "ValueError"), (2, "KeyError")]
 
 
-def environment_readers(source: ast.Module) -> Iterator[tuple[int, str, str]]:
+def environment_readers(source: Iterable[ast.AST]) -> Iterator[tuple[int, str, str]]:
     """Yield line, name and parameter of each function that takes the environment."""
-    for node in ast.walk(source):
+    for node in source:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             arguments = node.args
             named = [*arguments.posonlyargs, *arguments.args]
@@ -120,7 +127,7 @@ def environment_readers(source: ast.Module) -> Iterator[tuple[int, str, str]]:
 
 @modules
 def test_settings_are_read_by_from_env(module: Path) -> None:
-    for line, name, parameter in environment_readers(tree(module)):
+    for line, name, parameter in environment_readers(nodes(module)):
         assert re.fullmatch(r"(_?\w+_)?from_env", name), (
             f"{_name(module)}:{line}: call {name} from_env, or ..._from_env"
         )
@@ -129,13 +136,13 @@ def test_settings_are_read_by_from_env(module: Path) -> None:
 
 def test_another_reader_of_the_environment_would_be_found() -> None:
     source = ast.parse("def load(env=os.environ): ...\ndef a_from_env(x, *, environ=os.environ): ...")
-    assert list(environment_readers(source)) == [(1, "load", "env"), (2, "a_from_env", "environ")]
+    assert list(environment_readers(ast.walk(source))) == [(1, "load", "env"), (2, "a_from_env", "environ")]
 
 
 @modules
 def test_a_number_that_is_refused_is_shown(module: Path) -> None:
     """`timeout must be a number over 0, got nan`: the name, what it must be, what was got."""
-    for node in ast.walk(tree(module)):
+    for node in nodes(module):
         if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)):
             continue
         text = ast.unparse(node.exc)
@@ -147,9 +154,8 @@ def test_a_number_that_is_refused_is_shown(module: Path) -> None:
 
 @proofs
 def test_a_tests_name_has_at_most_80_characters(proof: Path) -> None:
-    for node in ast.walk(tree(proof)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-            assert len(node.name) <= 80, f"{_name(proof)}:{node.lineno}: shorten {node.name}"
+    for found in proofs_in(ROOT, proof):
+        assert len(found.name) <= 80, f"{_name(proof)}:{found.line}: shorten {found.name}"
 
 
 @proofs
