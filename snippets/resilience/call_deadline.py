@@ -46,8 +46,7 @@ class Deadline:
 
         Raises `ValueError` for what is no number.
         """
-        if not (_is_number(seconds) or seconds in (math.inf, -math.inf)):
-            raise ValueError(f"seconds must be a number, got {seconds!r}")
+        _check_seconds("seconds", seconds)
         return cls(clock() + seconds, name, clock)
 
     @classmethod
@@ -61,8 +60,10 @@ class Deadline:
     ) -> Deadline:
         """Return the deadline a caller asks for, of at most `max_seconds`; that much for None.
 
-        Raises `ValueError` for a header that is no whole number of milliseconds.
+        Raises `ValueError` for a header that is no whole number of milliseconds, and for a
+        `max_seconds` that is no number.
         """
+        _check_seconds("max_seconds", max_seconds)  # min() would take a NaN for no limit
         if value is None:
             return cls.after(max_seconds, name=name, clock=clock)
         if not re.fullmatch("[0-9]{1,15}", value):
@@ -138,6 +139,11 @@ class Scope:
             raise DeadlineExceeded(self._deadline.name) from error
         if error is None and self._timeout.expired():
             raise DeadlineExceeded(self._deadline.name)
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if not (_is_number(value) or value in (math.inf, -math.inf)):
+        raise ValueError(f"{name} must be a number, got {value!r}")
 
 
 def _is_number(value: object) -> bool:

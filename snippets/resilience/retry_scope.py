@@ -130,7 +130,11 @@ def should_retry(err: BaseException, scope: RetryScope) -> bool:
     """
     if not getattr(err, "retryable", False) or getattr(err, "exhausted", False):
         return False
-    vars(err).update(exhausted=True, attempts=scope.attempt)
+    for name, value in (("exhausted", True), ("attempts", scope.attempt)):
+        try:
+            setattr(err, name, value)
+        except Exception:  # its class takes no assignments, such as a frozen dataclass
+            vars(err)[name] = value
     wait = getattr(err, "retry_after", None) or 0.0
     if scope.attempt >= scope.attempts or scope.remaining() - wait <= scope.minimum:
         return False

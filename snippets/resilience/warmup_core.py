@@ -15,8 +15,8 @@ K = TypeVar("K", bound=Hashable)
 class ServicesClosed(Exception):
     """The services were closed: none is handed out any more."""
 
-    def __init__(self) -> None:
-        super().__init__("the services are closed")
+    def __init__(self, message: str = "the services are closed") -> None:
+        super().__init__(message)  # its args make it again, so that it can be copied and pickled
 
 
 class KnownFailures(Generic[K]):

@@ -53,7 +53,10 @@ class AppSettings(BaseSettings):
             super().__init__(**given)
         except ValidationError as error:
             for one in error.errors(include_input=False, include_context=False):
-                problems[str(one["loc"][0] if one["loc"] else "settings").upper()] = one["type"]
+                place, why = one["loc"] or ("settings",), one["type"]
+                if why == "missing" and len(place) > 1:  # the variable is set, and lacks a part
+                    why = "incomplete"
+                problems[str(place[0]).upper()] = why
         if problems:
             # Outside of the except and without the values: nothing in the traceback holds them.
             given.clear()

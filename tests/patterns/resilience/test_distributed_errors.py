@@ -455,6 +455,32 @@ def test_an_exhausted_error_is_never_retried_and_keeps_its_count() -> None:
     assert not should_retry(once, made)
 
 
+class _SlottedError(Exception):
+    __slots__ = ("attempts", "exhausted", "retryable")
+
+    def __init__(self) -> None:
+        self.retryable = True
+        self.exhausted = False
+        self.attempts = 1
+
+
+class _SealedError(Exception):
+    retryable = True
+    attempts = 1
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"cannot assign to field {name!r}")
+
+
+@pytest.mark.parametrize("kind", [_SlottedError, _SealedError])
+def test_an_error_is_marked_whether_its_class_has_slots_or_is_sealed(kind: type[Any]) -> None:
+    made, error = scope(), kind()
+    assert should_retry(error, made)
+    assert (error.exhausted, error.attempts) == (True, 1)
+    assert not should_retry(error, made)
+    assert made.attempt == 2
+
+
 def test_what_is_not_retryable_or_is_a_bug_is_not_retried_nor_marked() -> None:
     for error in (fresh(retryable=False), ValueError("a bug"), IntegrationError("no")):
         made = scope()

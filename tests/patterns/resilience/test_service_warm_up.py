@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
+import pickle
 import threading
 from typing import Any
 
@@ -91,6 +93,12 @@ def test_an_error_that_cannot_be_copied_is_raised_itself(color: Color) -> None:
     factory.go.set()
     assert crowd.result(20) == [error, error]
     assert error.__cause__ is None
+
+
+def test_that_the_services_are_closed_can_be_copied_and_sent_to_another_process() -> None:
+    for again in (copy.copy(ServicesClosed()), pickle.loads(pickle.dumps(ServicesClosed()))):
+        assert type(again) is ServicesClosed
+        assert str(again) == "the services are closed"
 
 
 def test_a_failure_is_repeated_without_a_call_for_failure_ttl(color: Color, clock: Clock) -> None:

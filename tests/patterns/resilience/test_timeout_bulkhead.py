@@ -243,6 +243,13 @@ def test_a_header_can_shorten_the_time_and_never_lengthen_it(value: str | None, 
     assert deadline.at == pytest.approx(seconds)
 
 
+@pytest.mark.parametrize("value", [None, "5000"])
+@pytest.mark.parametrize("limit", [math.nan, True, "2"])
+def test_a_limit_that_is_no_number_is_refused_whatever_the_header_says(value: str | None, limit: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^max_seconds must be a number, got {limit!r}$"):
+        Deadline.from_header(value, limit)
+
+
 @pytest.mark.parametrize("value", ["", "-5", "1.5", "1e3", "+5", "NaN", "inf", "soon", "٣", "5 ", "9" * 16])
 def test_a_header_that_is_no_number_of_milliseconds_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="X-Timeout-Ms must be a whole number of milliseconds"):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from pydantic import Field, Json, SecretBytes, SecretStr, ValidationError
+from pydantic import BaseModel, Field, Json, SecretBytes, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import app_settings
@@ -73,6 +73,20 @@ def test_all_missing_and_invalid_names_come_in_one_error(monkeypatch: pytest.Mon
         settings_from_env(Settings)
     assert str(caught.value) == "API_KEY is not set, or is empty; HOSTS: json_invalid; PORT: int_parsing"
     assert caught.value.names == ("API_KEY", "HOSTS", "PORT")
+
+
+def test_a_variable_that_is_set_and_lacks_a_part_is_not_called_unset() -> None:
+    class Account(BaseModel):
+        user: str
+        password: SecretStr
+
+    class Mail(AppSettings):
+        account: Json[Account]
+
+    with pytest.raises(SettingsError) as caught:
+        settings_from_env(Mail, environ={"ACCOUNT": json.dumps({"user": CANARY})})
+    assert str(caught.value) == "ACCOUNT: incomplete"
+    assert caught.value.problems == {"ACCOUNT": "incomplete"}
 
 
 def test_a_process_that_lacks_a_secret_ends_with_1_and_shows_no_value_anywhere(tmp_path: Path) -> None:
