@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -55,7 +56,12 @@ class Lock:
 @functools.cache
 def _installed_as(module: str, wanted: frozenset[str]) -> str:
     """Find the distribution of an import name that differs from it (`yaml` -> pyyaml), among the declared ones."""
-    from importlib.metadata import packages_distributions  # slow: it reads every installed file list
-
-    names = {canonicalize_name(name) for name in packages_distributions().get(module, [])}
+    names = {canonicalize_name(name) for name in _installed().get(module, [])}
     return next(iter(sorted(names & wanted)), module)
+
+
+@functools.cache
+def _installed() -> Mapping[str, list[str]]:
+    from importlib.metadata import packages_distributions
+
+    return packages_distributions()  # slow: it reads every installed file list

@@ -14,7 +14,7 @@ import pytest
 
 from _catalog import read
 from _catalog.model import ROOT, Catalog
-from site_tools.one_pattern import names_of
+from site_tools.one_pattern import about
 from site_tools.serving import find_chromium, launch, serve
 
 
@@ -26,10 +26,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out other patterns' pages, examples and modules. What is about the whole catalogue stays."""
     if not (wanted := config.getoption("--pattern", None)):
         return
-    names = names_of(wanted)
-    others = [item for item in items if "[" in item.name and not any(name in item.name for name in names)]
-    config.hook.pytest_deselected(items=others)
-    items[:] = [item for item in items if item not in others]
+    own = about(wanted, [item.name for item in items])
+    config.hook.pytest_deselected(items=[item for item in items if item.name not in own])
+    items[:] = [item for item in items if item.name in own]
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,24 @@ def test_the_markdown_of_a_page_is_whole(name: str, site: Path, catalog: Catalog
         assert alias in text.replace("&quot;", '"').replace("&#x27;", "'").replace("&amp;", "&")
 
 
+@patterns
+def test_every_copy_button_names_a_file_that_is_published(name: str, site: Path, catalog: Catalog) -> None:
+    pattern = _pattern(catalog, name)
+    page = (site / pattern.url / "index.html").read_text(encoding="utf-8")
+    named = {urljoin(BASE + pattern.url, link).removeprefix(BASE) for link in re.findall(r'data-copy="([^"]+)"', page)}
+    assert named == {*pattern.modules, pattern.markdown}
+    assert all((site / address).is_file() for address in named)
+
+
+@patterns
+def test_every_drawing_has_a_name_and_is_no_wider_than_it_says(name: str, site: Path, catalog: Catalog) -> None:
+    page = (site / _pattern(catalog, name).url / "index.html").read_text(encoding="utf-8")
+    drawings = re.findall(r'<svg [^>]*aria-labelledby="([^"]+)"', page)
+    assert drawings, "a page shows its mechanism"
+    for label in drawings:
+        assert re.search(rf'<title id="{re.escape(label)}">[^<]{{20,}}</title>', page), "what a blind reader gets"
+
+
 def test_every_link_on_the_site_leads_somewhere(site: Path) -> None:
     pages = dict(_html(site))
     ids = {address: set(page.ids) for address, page in pages.items()}

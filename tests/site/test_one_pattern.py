@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from _catalog import new, read
-from _catalog.model import ROOT, CatalogError
+from _catalog.model import CatalogError
 from site_tools import one_pattern, trees
 
 
@@ -80,11 +77,12 @@ def test_what_its_own_proofs_do_not_run_is_named(tmp_path: Path) -> None:
 
 
 def test_only_the_named_patterns_tests_of_the_site_are_run() -> None:
-    name = read.load().patterns[0].id
-    argv = [sys.executable, "-m", "pytest", "--collect-only", "-q", f"--pattern={name}", "tests/site/test_shape.py"]
-    result = subprocess.run(argv, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, check=False)
-    collected = [line for line in result.stdout.splitlines() if "::" in line]
-    assert any(f"[docs/patterns/{name}.md]" in line for line in collected)
-    assert any("test_module_names_are_unique" in line for line in collected), "what is about all of them stays"
-    others = [pattern.id for pattern in read.load().patterns[1:]]
-    assert not [line for line in collected if any(f"[docs/patterns/{other}.md]" in line for other in others)]
+    first, second = read.load().patterns[:2]
+    own = {
+        f"test_a[docs/{first.src}]",
+        f"test_b[{first.modules[0]}]",
+        f"test_example[docs/{first.src}:12]",
+        "test_about_all",  # what is about the whole catalogue stays
+    }
+    others = {f"test_a[docs/{second.src}]", f"test_b[{second.modules[0]}]"}
+    assert one_pattern.about(first.id, [*own, *others]) == own

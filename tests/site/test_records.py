@@ -20,7 +20,10 @@ root, report, *proofs = sys.argv[1:]
 opened = set()
 def note(event, arguments):
     if event == "open" and isinstance(arguments[0], str):
-        opened.add(os.path.abspath(arguments[0]))
+        name = os.path.abspath(arguments[0])
+        if sys.pycache_prefix and name.startswith(sys.pycache_prefix) and ".cpython-" in name:  # in place of the source
+            name = name.removeprefix(sys.pycache_prefix).partition(".cpython-")[0] + ".py"
+        opened.add(name)
 sys.addaudithook(note)
 import pytest
 status = pytest.main(["-q", "-p", "no:record", "-p", "no:randomly", *proofs])
@@ -44,7 +47,6 @@ def test_a_fingerprint_covers_every_file_that_its_proofs_open(name: str, files: 
     proofs = [path for path in pattern.proof_files if Path(path).name in files]
     assert len(proofs) == len(files)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    environment["PYTHONPYCACHEPREFIX"] = str(tmp_path / "bytecode")  # empty, so that every source is opened
     argv = [sys.executable, "-c", _WATCH, str(ROOT), str(tmp_path / "opened.json"), *proofs]
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

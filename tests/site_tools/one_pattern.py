@@ -170,9 +170,10 @@ def check(name: str) -> list[Part]:
         return [*found, Part("to write", tuple(unwritten(whole.files)))]
 
 
-def names_of(name: str) -> set[str]:
-    """Return the names by which parametrised tests of the site know a pattern, also while the catalogue is broken."""
-    return {name, *(path.relative_to(ROOT).as_posix() for path in files_of(name))}
+def about(name: str, tests: Sequence[str]) -> set[str]:
+    """Return those of the site's tests that are about the pattern, or about the whole catalogue."""
+    known = {name, *(path.relative_to(ROOT).as_posix() for path in files_of(name))}
+    return {test for test in tests if "[" not in test or any(part in test for part in known)}
 
 
 def main(name: str) -> int:
