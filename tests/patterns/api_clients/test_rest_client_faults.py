@@ -21,6 +21,7 @@ from harness.clock import Clock
 from harness.color import Blocking, Color
 from harness.scripted import Answer, Script, drip, reset, silence
 from harness.tls import NOBODY
+from harness.waiting import until
 from patterns.api_clients import rest_client_kit as kit
 from patterns.api_clients.rest_client_kit import MakeRaw, client_of, elapsed, failure, steady
 from rest_client_async import AsyncRestClient
