@@ -28,6 +28,7 @@ def test_a_sync_twin_is_what_its_async_source_gives(twin: Twin) -> None:
         ("async def __aenter__(self) -> AsyncPool:", "def __enter__(self) -> Pool:"),
         ("@asynccontextmanager", "@contextmanager"),
         ("await self._client.aclose()", "self._client.close()"),
+        ("AbstractAsyncContextManager[AsyncPool]", "AbstractContextManager[Pool]"),
         ("raise StopAsyncIteration", "raise StopIteration"),
         ("self._lock = asyncio.Lock()", "self._lock = threading.Lock()"),
         ("await asyncio.sleep(1)", "time.sleep(1)"),
@@ -86,7 +87,7 @@ def test_a_source_that_is_gone_is_an_error(tmp_path: Path) -> None:
 
 def test_what_is_no_python_afterwards_is_an_error(tmp_path: Path) -> None:
     twin = _pair(tmp_path, "NAME = 1\n", ("NAME = 1", "NAME = ("))
-    with pytest.raises(TwinError, match=r"own_sync.py: what the rules make of its source is no Python"):
+    with pytest.raises(TwinError, match=r"own_sync.py:1: what the rules make of its source is no Python: .+"):
         unasync.generate(twin, tmp_path)
 
 

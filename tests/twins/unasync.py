@@ -6,6 +6,7 @@ order. What is particular to a pair stands in twins.toml; a replacement there th
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -34,7 +35,7 @@ RULES = tuple(
         (r"\basync(contextmanager|_generator)\b", r"\1"),
         (r"\baclosing\b", "closing"),
         (r"\baclose\b", "close"),
-        (r"\bAsync(?=[A-Z])", ""),
+        (r"\b(Abstract)?Async(?=[A-Z])", r"\1"),
         (r"\b(\w+)_async\b", r"\1_sync"),
         (r"\(async\)", "(sync)"),
     )
@@ -107,6 +108,11 @@ def without_awaitables(text: str) -> str:
 
 def _tidy(text: str, target: Path) -> str:
     """Remove imports that nothing uses any more, sort and format, by the rules that hold where the file stands."""
+    try:
+        ast.parse(text)
+    except SyntaxError as error:
+        where = f"{target.name}:{error.lineno}"
+        raise TwinError(f"{where}: what the rules make of its source is no Python: {error.msg}") from None
     ruff = [sys.executable, "-m", "ruff"]
     for command in (["check", "--fix-only", "--quiet", "--select", "F401,I"], ["format", "--quiet"]):
         done = subprocess.run(
@@ -117,7 +123,7 @@ def _tidy(text: str, target: Path) -> str:
             check=False,
         )
         if done.returncode:
-            raise TwinError(f"{target.name}: what the rules make of its source is no Python: {done.stderr.strip()}")
+            raise TwinError(f"{target.name}: ruff cannot put it in order: {done.stderr.strip()}")
         text = done.stdout
     return text
 
