@@ -40,7 +40,11 @@ def parse_json(body: bytes, model: type[M], *, max_bytes: int = 65_536, max_dept
 
     Raises:
         InputProblem: 413 for a body that is too long, otherwise 422.
+        ValueError: A limit is no whole number from 0.
     """
+    for name, limit in (("max_bytes", max_bytes), ("max_depth", max_depth)):
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+            raise ValueError(f"{name} must be a whole number, 0 or more, got {limit!r}")
     if len(body) > max_bytes:
         raise InputProblem([FieldError("", "too_large")], 413)
     depth = 0

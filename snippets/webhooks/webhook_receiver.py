@@ -78,7 +78,10 @@ async def read_limited(
     Raises:
         Refused: 400 for a length that is no length or a client that has gone, 408 for a slow one,
             413 for too many bytes, 415 for a compressed body, 503 for one that was read before.
+        ValueError: `limit` or `timeout` is not above 0.
     """
+    _check_counts(limit=limit)
+    _check_seconds(timeout=timeout)
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":  # a kilobyte of gzip may be a megabyte of text
         raise Refused(415, "the body is encoded")
@@ -138,12 +141,8 @@ class WebhookReceiver:
         store_timeout: float = 5.0,
         retry_after: int = 30,
     ) -> None:
-        for name, seconds in (("timeout", timeout), ("store_timeout", store_timeout)):
-            if not (_is_number(seconds) and seconds > 0):
-                raise ValueError(f"{name} must be a number of seconds over 0, got {seconds!r}")
-        for name, count in (("limit", limit), ("retry_after", retry_after)):
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise ValueError(f"{name} must be a whole number over 0, got {count!r}")
+        _check_counts(limit=limit, retry_after=retry_after)
+        _check_seconds(timeout=timeout, store_timeout=store_timeout)
         self._source = source
         self._verify = verify
         self._store = store
@@ -211,6 +210,18 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(text: str) -> float:
     raise ValueError(text)  # NaN and Infinity are not JSON
+
+
+def _check_seconds(**given: float) -> None:
+    for name, seconds in given.items():
+        if not (_is_number(seconds) and seconds > 0):
+            raise ValueError(f"{name} must be a number of seconds over 0, got {seconds!r}")
+
+
+def _check_counts(**given: int) -> None:
+    for name, count in given.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} must be a whole number over 0, got {count!r}")
 
 
 def _is_number(value: object) -> bool:

@@ -146,6 +146,14 @@ def nested(depth: int) -> bytes:
     return b'{"name":"[[[[","extra":{"x":' + b"[" * (depth - 2) + b"]" * (depth - 2) + b"}}"
 
 
+@pytest.mark.parametrize("option", ["max_bytes", "max_depth"])
+@pytest.mark.parametrize("wrong", [-1, True, 9.5, float("nan"), float("inf"), "9", None])
+def test_a_limit_that_is_no_whole_number_is_refused_and_not_passed_by(option: str, wrong: Any) -> None:
+    given: dict[str, Any] = {option: wrong}
+    with pytest.raises(ValueError, match=rf"^{option} must be a whole number, 0 or more, got {wrong!r}$"):
+        parse_json(b"{}", StrictModel, **given)
+
+
 def test_brackets_to_the_depth_limit_pass_and_one_more_does_not() -> None:
     assert parse_json(nested(32), User).name == "[[[["
     assert refused(nested(33)) == [("", "too_deep")]

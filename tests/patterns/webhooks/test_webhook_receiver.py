@@ -442,6 +442,18 @@ def test_a_number_of_the_receiver_that_is_none_stops_the_start(wrong: Any) -> No
             WebhookReceiver("shop", anything, anything, refused=Forged, **given)
 
 
+@pytest.mark.parametrize("wrong", [0, -1, True, math.nan, math.inf, "10", None])
+async def test_a_limit_of_a_body_that_is_no_number_is_refused_unread(wrong: Any) -> None:
+    async def receive() -> Message:
+        raise AssertionError("read")
+
+    request = Request({"type": "http", "headers": []}, receive)
+    with pytest.raises(ValueError, match=rf"^limit must be a whole number over 0, got {wrong!r}$"):
+        await read_limited(request, wrong)
+    with pytest.raises(ValueError, match=rf"^timeout must be a number of seconds over 0, got {wrong!r}$"):
+        await read_limited(request, timeout=wrong)
+
+
 # On a real server.
 
 
