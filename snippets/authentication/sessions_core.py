@@ -247,8 +247,8 @@ def _seconds_setting(environ: Mapping[str, str], name: str, default: float) -> f
     text = environ.get(name) or ""
     if not text:
         return default
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise ValueError(f"{name} must be a whole number of seconds, got {text!r}")
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not int(text):
+        raise ValueError(f"{name} must be a whole number of seconds over 0, got {text!r}")
     return float(text)
 
 

@@ -376,8 +376,8 @@ def test_the_settings_are_read_and_a_missing_address_is_named(color: Color, valk
         with pytest.raises(RuntimeError, match=r"^REDIS_URL is not set, or is empty$"):
             kind.from_env(wrong)
     for name in ("SESSION_IDLE_SECONDS", "SESSION_ABSOLUTE_SECONDS"):
-        for value in ("soon", "-1", "1e3", " 5", "٥"):
-            with pytest.raises(ValueError, match=rf"^{name} must be a whole number of seconds, got '{value}'$"):
+        for value in ("soon", "-1", "0", "1e3", " 5", "٥"):
+            with pytest.raises(ValueError, match=rf"^{name} must be a whole number of seconds over 0, got '{value}'$"):
                 kind.from_env(environ | {name: value})
 
 
