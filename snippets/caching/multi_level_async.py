@@ -17,7 +17,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 
 import multi_level_core as core
 from multi_level_core import MISSING, Missing
-from multi_level_listener_async import AsyncChangeListener, cancel_all
+from multi_level_listener_async import AsyncChangeListener
 
 V = TypeVar("V")
 log = logging.getLogger(__name__)
@@ -76,8 +76,7 @@ class AsyncMultiLevelCache:
 
     async def __aexit__(self, *_: object) -> None:
         """Stop listening, and the loads that are still running."""
-        await self._listener.stop()
-        await cancel_all(self._flights.values())
+        await self._listener.stop(self._flights.values())
         self._level.stop_trusting()
 
     async def get(self, key: str) -> Any:

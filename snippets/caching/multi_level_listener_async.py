@@ -36,9 +36,9 @@ class AsyncChangeListener:
         self._task = asyncio.create_task(self._listen(tried))
         await tried.wait()
 
-    async def stop(self) -> None:
-        """Listen no more."""
-        await cancel_all([self._task])
+    async def stop(self, others: Iterable[asyncio.Task[Any]] = ()) -> None:
+        """Listen no more, and cancel `others` at once with it."""
+        await cancel_all([self._task, *others])
 
     async def _listen(self, tried: asyncio.Event) -> None:
         while True:

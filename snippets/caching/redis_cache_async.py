@@ -156,6 +156,8 @@ class AsyncRedisCache:
             if not self.fail_open:
                 raise
             value, leads = core.MISS, False
+        except GeneratorExit:  # closed with its loop: nothing can be awaited any more
+            raise
         except BaseException:  # cancelled or interrupted: the lock may be ours already
             await self._free_lock(keys, token)
             raise
@@ -180,6 +182,8 @@ class AsyncRedisCache:
             stored = await self._ask_if_up(
                 lambda: self._store_script(keys=keys, args=[token, data, life])
             )
+        except GeneratorExit:  # closed with its loop: nothing can be awaited any more
+            raise
         except BaseException:
             await self._free_lock(keys, token)
             raise
@@ -242,7 +246,7 @@ class AsyncRedisCache:
             raise core.CacheUnavailable("left alone after failing")
         try:
             reply = await send()
-        except core.SERVER_ERRORS as error:
+        except core.ASYNC_SERVER_ERRORS as error:
             if self._health.failed():
                 log.warning("the cache is skipped for %g s: %s", core.REST, error)
             raise core.CacheUnavailable(str(error)) from error

@@ -43,8 +43,9 @@ return redis.call('DEL', KEYS[2])
 """
 MISS: Final[Any] = object()  # not in the cache; None is a value like any other
 # What a client raises when its server fails. AttributeError: asyncio in Python 3.12 and 3.13.0
-# does where a connection has been reset.
-SERVER_ERRORS = (RedisError, AttributeError)
+# does where a connection has been reset; a client for threads raises it for a mistake alone.
+SERVER_ERRORS = (RedisError,)
+ASYNC_SERVER_ERRORS = (*SERVER_ERRORS, AttributeError)
 FAILURES, REST = 5, 3.0  # after so many failures in a row the server is left alone for REST seconds
 _FORMAT = b"1:"  # stands before every value: what another program left under a key is a miss
 
@@ -110,9 +111,10 @@ class CacheKeys:
     def __init__(self, namespace: str, version: int, serializer: Serializer) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,48}", namespace):
             raise ValueError(f"namespace must be 1 to 48 of A-Z a-z 0-9 _ . -, got {namespace!r}")
-        if type(version) is not int or not 0 <= version < 10**9:
+        whole = isinstance(version, int) and not isinstance(version, bool)
+        if not whole or not 0 <= version < 10**9:
             raise ValueError(f"version must be a whole number of 0 to 999,999,999, got {version!r}")
-        self._prefix = f"{namespace}:v{version}:"
+        self._prefix = f"{namespace}:v{version:d}:"
         # What may be stored may be an argument too.
         self._json = serializer if isinstance(serializer, JsonSerializer) else JsonSerializer()
 

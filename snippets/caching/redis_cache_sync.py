@@ -153,7 +153,7 @@ class RedisCache:
             if not self.fail_open:
                 raise
             value, leads = core.MISS, False
-        except BaseException:  # cancelled or interrupted: the lock may be ours already
+        except BaseException:  # interrupted: the lock may be ours already
             self._free_lock(keys, token)
             raise
         if value is not core.MISS:

@@ -118,7 +118,7 @@ class AsyncSWRCache:
 
     async def close(self, timeout: float = 5.0) -> None:
         """Wait for what is running, cancel it after `timeout`; what was cached is still served."""
-        check_seconds("timeout", timeout, or_zero=True)
+        check_seconds("timeout", max(timeout, 0.0), or_zero=True)  # below 0: no time is left
         self._closed = True
         if tasks := [*self._flights.values(), *self._behind.values()]:
             await asyncio.wait(tasks, timeout=timeout)

@@ -129,7 +129,7 @@ class SWRCache:
 
     def close(self, timeout: float = 5.0) -> None:
         """Wait up to `timeout` for what is running; drop what ends later. Old values are served."""
-        check_seconds("timeout", timeout, or_zero=True)
+        check_seconds("timeout", max(timeout, 0.0), or_zero=True)  # below 0: no time is left
         self._closed = True
         end = time.monotonic() + timeout
         for thread in list(self._threads):

@@ -142,7 +142,7 @@ class Database:
         deadline, delay = self._clock() + self.config.open_deadline, FIRST_DELAY
         while True:
             try:
-                # The last attempt starts at the deadline and is given half a second.
+                # The last attempt starts at the deadline and is given what psycopg gives: 2 s.
                 _connect_once(self.config, max(deadline - self._clock(), 0.5))
             except psycopg.OperationalError as error:
                 left = deadline - self._clock()

@@ -84,7 +84,7 @@ class AsyncRedisLimiter:
                 # A little later than the client's own timeouts, which end more cleanly.
                 async with asyncio.timeout(self._timeout + 0.01):
                     reply = await self._script(keys, numbers)
-            except core.SERVER_ERRORS as failure:
+            except core.ASYNC_SERVER_ERRORS as failure:
                 error = failure
             else:
                 self._fallback.redis_answered()

@@ -45,8 +45,9 @@ end
 return {refused, result}
 """
 # What a client raises when its server fails. AttributeError: asyncio in Python 3.12 and 3.13.0
-# does where a connection has been reset.
-SERVER_ERRORS = (RedisError, OSError, AttributeError)
+# does where a connection has been reset; a client for threads raises it for a mistake alone.
+SERVER_ERRORS = (RedisError, OSError)
+ASYNC_SERVER_ERRORS = (*SERVER_ERRORS, AttributeError)
 ON_ERROR = ("open", "closed", "local")
 
 

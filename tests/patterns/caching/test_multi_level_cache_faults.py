@@ -429,6 +429,26 @@ async def test_a_cancelled_caller_takes_nobody_with_it(valkey_url: str, valkey: 
     assert unhandled == []
 
 
+async def test_leaving_the_block_stops_the_loads_though_it_is_cancelled_itself(valkey_url: str) -> None:
+    begun = asyncio.Event()
+
+    async def load() -> Any:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with multi_level_async.connect(valkey_url, timeout=5) as client:
+        cache = AsyncMultiLevelCache(client, namespace="impatient")
+        await cache.__aenter__()
+        asking = asyncio.create_task(cache.get_or_load("k", load))
+        await begun.wait()
+        leaving = asyncio.create_task(cache.__aexit__())
+        await asyncio.sleep(0)  # as far as its first await
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        await asyncio.wait([asking], timeout=2)
+        assert asking.cancelled()
+
+
 async def test_leaving_the_block_ends_though_a_cancellation_gets_lost(valkey_url: str) -> None:
     lost: list[int] = []
 

@@ -231,6 +231,11 @@ def test_a_namespace_that_could_meet_another_one_is_refused(namespace: str, vers
         CacheKeys(namespace, version, SERIALIZER)
 
 
+def test_a_version_may_be_a_member_of_an_enumeration_of_numbers() -> None:
+    named, plain = (CacheKeys("a", version, SERIALIZER).name("k") for version in (Level.LOW, 1))
+    assert named == plain
+
+
 def test_what_may_be_stored_may_be_an_argument(cache: RedisCache) -> None:
     @cache.cached(ttl=60)
     def f(x: Any) -> None: ...

@@ -8,6 +8,7 @@ import inspect
 import os
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -94,6 +95,42 @@ async def test_the_attribute_error_of_a_reset_connection_is_a_failure_of_the_cac
             return 42
 
         assert await answer() == 42
+
+
+def test_a_mistake_in_the_client_of_threads_is_no_failure_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = RedisCache(redis.Redis(), namespace="test")
+
+    def mistaken(*keys: str) -> None:  # such as a provider of credentials with a misspelled name
+        raise AttributeError("'Vault' object has no attribute 'pasword'")
+
+    monkeypatch.setattr(cache.client, "mget", mistaken)
+    with pytest.raises(AttributeError, match="pasword"):
+        cache.get("k")
+
+
+@pytest.mark.parametrize("computing", [False, True])
+def test_a_call_that_is_closed_with_its_loop_awaits_nothing_more(
+    computing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = AsyncRedisCache(redis.asyncio.Redis(), namespace="test")
+
+    @types.coroutine
+    def hang(*_: object, **__: object) -> Iterator[None]:
+        yield
+
+    async def lead(*_: object) -> tuple[Any, bool]:
+        return core.MISS, True
+
+    @cache.cached(ttl=60)
+    async def answer() -> None:
+        await hang()
+
+    monkeypatch.setattr(cache, "_ask_server", hang)
+    if computing:
+        monkeypatch.setattr(cache, "_find_or_lock", lead)
+    call = answer()
+    call.send(None)
+    call.close()  # RuntimeError: coroutine ignored GeneratorExit
 
 
 def test_a_server_that_hangs_while_computing_costs_the_store_only(make: Make, proxy: FaultProxy) -> None:

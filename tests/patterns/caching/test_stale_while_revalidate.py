@@ -509,6 +509,13 @@ async def test_closing_cancels_what_takes_too_long_and_its_callers_hear_of_it() 
         await waiting
 
 
+def test_closing_with_no_time_left_closes(maker: Maker) -> None:
+    cache = maker.cache()
+    cache.close(-0.1)  # what a deadline that has passed has left
+    with pytest.raises(RuntimeError, match="the cache is closed"):
+        cache.get("k", Origin())
+
+
 @pytest.mark.parametrize("color", ["sync"], indirect=True)
 def test_closing_drops_the_result_of_a_thread_that_outlives_it(maker: Maker) -> None:
     cache, origin = maker.cache(), Origin()

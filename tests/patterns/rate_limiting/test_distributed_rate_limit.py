@@ -413,6 +413,17 @@ def test_what_is_kept_in_the_process_is_bounded() -> None:
     assert len(fallback._local) == 100
 
 
+def test_a_mistake_in_the_client_of_threads_does_not_open_the_limiter() -> None:
+    limiter: Any = RedisLimiter(redis.Redis())
+
+    def mistaken(*_: object) -> None:  # such as a provider of credentials with a misspelled name
+        raise AttributeError("'Vault' object has no attribute 'pasword'")
+
+    limiter._script = mistaken
+    with pytest.raises(AttributeError, match="pasword"):
+        limiter.hit("ann", [Limit(1)])
+
+
 def test_settings_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (RedisLimiter, AsyncRedisLimiter):
         client: Any = redis.Redis() if kind is RedisLimiter else redis.asyncio.Redis()
