@@ -6,7 +6,6 @@ What the async and the sync client share. Needs httpx2, and `rest_policy.py` bes
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -246,8 +245,8 @@ def phase_timeouts(timeout: float | httpx2.Timeout) -> httpx2.Timeout:
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether this is a finite number; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    """Tell whether this is a finite number that fits into a float; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _code_of(body: bytes) -> str | None:

@@ -6,7 +6,6 @@ Nothing here sends or sleeps. Needs httpx2.
 from __future__ import annotations
 
 import email.utils
-import math
 import random
 import re
 from collections.abc import Callable, Set
@@ -165,5 +164,5 @@ def retry_after(outcome: Outcome, now: float) -> float | None:
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether this is a finite number; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    """Tell whether this is a finite number that fits into a float; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

@@ -7,7 +7,6 @@ takes `Authorization` away when it follows a redirect to another host, and no ot
 from __future__ import annotations
 
 import ipaddress
-import math
 import re
 from typing import Protocol
 
@@ -160,8 +159,8 @@ def _check_timeout(timeout: float) -> None:
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether this is a finite number; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    """Tell whether this is a finite number that fits into a float; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _checked_origin(base_url: str | None) -> tuple[str, str, int]:

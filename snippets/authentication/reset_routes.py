@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import ipaddress
 import logging
-import math
 import os
 import re
 import time
@@ -206,8 +205,8 @@ class _PageRoute(APIRoute):
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether this is a finite number; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    """Tell whether this is a finite number that fits into a float; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _page(status: int, message: str, form: str = "") -> HTMLResponse:

@@ -246,5 +246,5 @@ def _read_seconds(value: Any) -> float:
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether this is a finite number; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    """Tell whether this is a finite number that fits into a float; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import json
 import logging
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -187,5 +186,5 @@ def check_count(name: str, value: int) -> None:
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether this is a finite number; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    """Tell whether this is a finite number that fits into a float; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

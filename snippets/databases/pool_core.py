@@ -194,8 +194,8 @@ def why_give_up(failure: Exception, left: float, config: PoolConfig) -> str | No
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether this is a finite number; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    """Tell whether this is a finite number that fits into a float; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _check_count(name: str, value: int, least: int, most: float = math.inf) -> None:

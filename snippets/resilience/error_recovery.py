@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -202,5 +201,5 @@ class Recovery:
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether this is a finite number; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    """Tell whether this is a finite number that fits into a float; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -149,5 +148,5 @@ class FallbackValue:
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether this is a finite number; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    """Tell whether this is a finite number that fits into a float; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

@@ -6,7 +6,6 @@ The file is what Docker, Kubernetes and Vault's agent write: its content is the 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import stat
 import threading
@@ -130,5 +129,5 @@ class RotatingSecret:
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether this is a finite number; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    """Tell whether this is a finite number that fits into a float; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

@@ -6,7 +6,6 @@ import enum
 import hashlib
 import inspect
 import logging
-import math
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -206,5 +205,5 @@ def refuse_coroutines(handler: object) -> None:
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether this is a finite number; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    """Tell whether this is a finite number that fits into a float; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

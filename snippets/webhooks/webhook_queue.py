@@ -7,7 +7,6 @@ moves a job is one script, so that it is in one place, whatever dies.
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import re
 from collections.abc import Callable
@@ -317,5 +316,5 @@ def _check_counts(**given: int) -> None:
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether this is a finite number; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    """Tell whether this is a finite number that fits into a float; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import hmac
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -221,5 +220,5 @@ def _v1(key: bytes, content: bytes) -> bytes:
 
 
 def _is_number(value: object) -> bool:
-    """Tell whether this is a finite number; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    """Tell whether this is a finite number that fits into a float; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

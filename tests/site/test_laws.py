@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
 import re
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,6 +140,19 @@ def test_settings_are_read_by_from_env(module: Path) -> None:
 def test_another_reader_of_the_environment_would_be_found() -> None:
     source = ast.parse("def load(env=os.environ): ...\ndef a_from_env(x, *, environ=os.environ): ...")
     assert list(environment_readers(ast.walk(source))) == [(1, "load", "env"), (2, "a_from_env", "environ")]
+
+
+@modules
+def test_a_number_is_told_by_the_one_rule(module: Path) -> None:
+    for node in tree(module).body:
+        if isinstance(node, ast.FunctionDef) and node.name in {"_is_number", "is_number"}:
+            node.returns = None
+            names: dict[str, Any] = {}
+            exec(compile(ast.Module([node], []), _name(module), "exec"), names)
+            tells = names[node.name]
+            assert all(map(tells, (0, -3, 1.5, 1e9))), _name(module)
+            refused = (math.nan, math.inf, -math.inf, True, 10**400, "1", None, Decimal(1))
+            assert not any(map(tells, refused)), f"{_name(module)}: write it as CONTRIBUTING does"
 
 
 @modules
