@@ -131,6 +131,7 @@ def test_a_call_that_is_closed_with_its_loop_awaits_nothing_more(
     call = answer()
     call.send(None)
     call.close()  # RuntimeError: coroutine ignored GeneratorExit
+    assert inspect.getcoroutinestate(call) == inspect.CORO_CLOSED
 
 
 def test_a_server_that_hangs_while_computing_costs_the_store_only(make: Make, proxy: FaultProxy) -> None:

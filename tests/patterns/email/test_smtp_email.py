@@ -719,11 +719,12 @@ async def test_a_cancelled_message_does_not_leave_its_answer_to_the_next_one() -
 
 async def test_a_cancelled_message_confuses_a_bare_connection_and_not_an_async_mailer() -> None:
     begun: list[str] = []
+    go_on = threading.Event()
 
     async def slow_rcpt(smtp: Any, session: Any, envelope: Any, address: str, options: list[str]) -> str:
         begun.append(address)
-        if address.startswith("slow"):
-            await asyncio.sleep(0.03)
+        while address.startswith("slow") and not go_on.is_set():
+            await asyncio.sleep(0.001)
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
@@ -743,11 +744,17 @@ async def test_a_cancelled_message_confuses_a_bare_connection_and_not_an_async_m
         ) as naive:
             message = b"Subject: Hello\r\n\r\nHi"
             await give_up_on(naive.sendmail("shop@example.com", ["slow@example.com"], message))
+            second = asyncio.create_task(naive.sendmail("shop@example.com", ["ann@example.com"], message))
+            for _ in range(50):  # it has sent its first command when the server answers the first message
+                await asyncio.sleep(0)
+            go_on.set()
             with pytest.raises(aiosmtplib.SMTPException):  # it reads the answers to the first message
-                await naive.sendmail("shop@example.com", ["ann@example.com"], message)
+                await second
+        go_on.clear()
         async with AsyncMailer(config, context=server.client_context) as mailer:
             await give_up_on(mailer.send(Email(("slow@example.com",), "Hello", "Hi")))
             assert (await mailer.send(HELLO)).accepted == ("ann@example.com",)
+        go_on.set()
         assert [m.recipients for m in server.inbox.messages] == [("ann@example.com",)]
 
 
