@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(folder) for folder in sorted((ROOT / "snippets").iterdir()) if folder.is_dir()]
 
 # Quick by default; `make check` looks longer. A test that says how many examples it needs has its own way.
-hypothesis.settings.register_profile("quick", max_examples=30, stateful_step_count=30, deadline=None)
+hypothesis.settings.register_profile("quick", max_examples=30, deadline=None)
 hypothesis.settings.register_profile("long", max_examples=100, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 

@@ -26,6 +26,7 @@ from graphql_client_sync import GraphQLClient
 from graphql_result import GraphQLRequestError, GraphQLTransportError
 from harness.clock import Clock
 from harness.color import Blocking, Color
+from harness.depth import examples
 from harness.scripted import Raw, silence
 from harness.tls import NOBODY
 from harness.waiting import each_at_once
@@ -67,7 +68,7 @@ def test_a_variable_arrives_byte_for_byte_and_a_formatted_document_is_rewritten(
     assert client.execute(ECHO, {"text": wanted}).data == {"echo": wanted}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.text())
 def test_any_text_travels_as_a_variable(text: str) -> None:
     endpoint = graphql_client_core.GraphQLEndpoint("http://a.test", None, False, 1, 1.0, lambda: 0.0, lambda: 0.0)
@@ -357,7 +358,7 @@ def test_a_wait_that_ends_at_the_deadline_is_not_begun(color: Color) -> None:
 WORDS = ["mutation", "query", "{", "}", "a", "(x: 1)", "#mutation\n", '"""mutation"""', "$v: Int", "\n", ",", "\ufeff"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(st.sampled_from(WORDS), max_size=8), st.sampled_from([" ", "", ",", "\n", "\ufeff"]))
 def test_no_document_with_a_mutation_passes_for_a_query(words: list[str], gap: str) -> None:
     document = gap.join([*words, "mutation{a}"])

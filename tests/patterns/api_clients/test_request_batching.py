@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import fake_loop
+from harness.depth import examples
 from patterns.api_clients.request_batching_kit import timeline
 from request_batcher import Batcher, BatcherClosed, BatchError, BatchFailed, BatchShapeError, KeyMissing
 from servers.http import Uvicorn
@@ -338,7 +339,7 @@ def test_another_event_loop_is_refused_and_keys_its_loop_left_behind_make_no_noi
     assert complaints == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     arrivals=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 8), st.booleans()), max_size=60),
     max_size=st.integers(1, 6),

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import rest_policy as policy
 from harness.clock import Clock
 from harness.color import Blocking, Color
+from harness.depth import examples
 from harness.scripted import Answer, Script, hang_up, refused_port, reset
 from patterns.api_clients import rest_client_kit as kit
 from patterns.api_clients.rest_client_kit import MakeRaw, client_of, failure, steady
@@ -276,7 +277,7 @@ def test_a_wait_that_ends_after_the_total_is_raised_at_once(color: Color, script
     assert len(scripted.seen) == 4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     attempt=st.integers(1, 5000),
     draw=st.floats(0, 1, exclude_max=True),

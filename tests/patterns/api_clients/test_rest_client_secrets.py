@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import rest_policy as policy
 from harness.clock import Clock
 from harness.color import Blocking, Color
+from harness.depth import examples
 from harness.scripted import Answer, Script, Seen, hang_up, silence
 from patterns.api_clients import rest_client_kit as kit
 from patterns.api_clients.rest_client_kit import TOKEN, MakeRaw, client_of, failure, steady
@@ -113,7 +114,7 @@ def test_httpx_lets_a_path_climb_out_of_the_base_url(scripted: Script) -> None:
     assert scripted.targets == ["/admin"]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     st.lists(st.text(min_size=1, max_size=8) | st.sampled_from(["a/b", "..", "?x", "#", "%2e", ";", "é"]), min_size=1)
 )

@@ -23,6 +23,7 @@ import api_keys
 from api_key_guard import require_api_key
 from api_keys import InvalidApiKey, KeyRecord, check, issue, load_pepper, parse
 from harness.clock import Clock
+from harness.depth import examples
 from patterns.authentication.api_key_kit import NOW, Store, application
 
 FORM = re.compile(r"acme_live_[0-9A-Za-z]{8}_[0-9A-Za-z]{43}[0-9A-Za-z]{6}")
@@ -127,7 +128,7 @@ def test_what_is_handed_out_cannot_be_changed_and_shows_neither_key_nor_digest()
 
 
 @given(st.text() | st.from_regex(r"[a-z]{1,17}_[a-z]{1,9}_\w{7,9}_\w{48,50}", fullmatch=True))
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=examples(100), deadline=None, database=None)
 def test_whatever_is_presented_the_answer_is_invalid_api_key_and_repeats_none_of_it(text: str) -> None:
     with pytest.raises(InvalidApiKey, match=r"^(not the form of a key|wrong checksum)$"):
         parse(text)

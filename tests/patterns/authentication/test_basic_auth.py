@@ -24,6 +24,7 @@ from starlette.testclient import TestClient
 
 from basic_client import CredentialError, basic_header
 from basic_server import BasicAuth, parse_basic
+from harness.depth import examples
 
 CHALLENGE = 'Basic realm="staff only", charset="UTF-8"'
 CHEAP = argon2.PasswordHasher(1, 8, 1)
@@ -46,7 +47,7 @@ plain = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=60)
 
 
 @given(plain.filter(lambda user: user and ":" not in user), plain)
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=examples(100), deadline=None, database=None)
 def test_whatever_can_be_sent_is_read_back_as_it_was(user: str, secret: str) -> None:
     assert parse_basic(basic_header(user, secret)) == (user, secret)
     assert basic_header(user, SecretStr(secret)) == basic_header(user, secret)
@@ -149,7 +150,7 @@ def test_a_malformed_header_is_none_and_never_an_exception(header: str | None) -
 
 
 @given(st.text() | st.binary(max_size=40).map(lambda data: "Basic " + b64(data)))
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=examples(100), deadline=None, database=None)
 def test_whatever_is_sent_nothing_is_raised(header: str) -> None:
     pair = parse_basic(header)
     assert pair is None or (pair[0] and ":" not in pair[0])

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ed448, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.depth import examples
 from jwt_keys import KeyRing, SigningKey
 from jwt_tokens import Claims, InvalidToken, Issuer, Verifier
 
@@ -121,7 +122,7 @@ json_values = st.recursive(
 
 
 @given(sub=text, extra=st.dictionaries(text.filter(lambda name: name not in GOOD), json_values, max_size=3))
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=examples(60), deadline=None, database=None)
 def test_any_subject_and_any_extra_come_back_as_they_were(sub: str, extra: dict[str, Any]) -> None:
     extra.pop("nbf", None)
     got = verifier(HS).verify(issuer(HS).issue(sub, extra=extra))

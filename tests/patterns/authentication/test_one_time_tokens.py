@@ -23,6 +23,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from harness.clock import Clock
 from harness.color import Color
+from harness.depth import examples
 from harness.waiting import at_once
 from one_time_tokens_async import AsyncOneTimeTokens
 from one_time_tokens_core import TokenInfo, TokenInvalid, key_of, new_token
@@ -182,7 +183,7 @@ def test_what_cannot_be_a_token_is_invalid_without_a_query(token: str) -> None:
 
 
 @given(st.text(max_size=60).filter(lambda text: not re.fullmatch(r"[\w-]{43}", text, re.ASCII)))
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=examples(100), deadline=None, database=None)
 def test_whatever_is_presented_the_answer_is_token_invalid(token: str) -> None:
     with pytest.raises(TokenInvalid, match=INVALID):
         key_of("reset", token, NOW)

@@ -28,6 +28,7 @@ from pwdlib.hashers.argon2 import Argon2Hasher
 from pwdlib.hashers.bcrypt import BcryptHasher
 
 import password_hashing
+from harness.depth import examples
 from password_hashing import Passwords, Verdict
 from password_policy import PasswordPolicyError, check_policy, prepared
 
@@ -87,7 +88,7 @@ def test_a_verdict_cannot_be_changed_and_does_not_show_the_new_hash() -> None:
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=examples(50), deadline=None, database=None)
 def test_a_password_verifies_against_its_own_hash_and_no_other(one: str, two: str) -> None:
     passwords = _SHARED
     stored = passwords.hash(one)

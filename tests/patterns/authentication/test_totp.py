@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.depth import examples
 from totp_codes import code_at, match_step, new_secret, provisioning_uri
 
 RFC = base64.b32encode(b"12345678901234567890").decode()  # the SHA-1 secret of RFC 6238, appendix B
@@ -36,7 +37,7 @@ def test_codes_are_those_of_the_standards_appendix(seconds: int, expected: str) 
 
 
 @given(st.integers(0, 2**40), st.binary(min_size=16, max_size=40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_codes_are_those_of_pyotp_for_any_secret_and_time(step: int, key: bytes) -> None:
     secret = base64.b32encode(key).decode()
     assert code_at(secret, step) == pyotp.HOTP(secret).at(step)

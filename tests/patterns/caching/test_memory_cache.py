@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import memory_cache
 from harness.clock import Clock
+from harness.depth import examples
 from harness.waiting import at_once, each_at_once, in_thread
 from memory_cache import MISSING, Missing, Stats, TTLCache
 
@@ -209,7 +210,7 @@ class AgainstAModel(RuleBasedStateMachine):
 
 
 TestAgainstAModel = AgainstAModel.TestCase
-TestAgainstAModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAgainstAModel.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
 
 
 # --- who computes

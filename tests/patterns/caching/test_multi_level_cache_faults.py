@@ -22,6 +22,7 @@ import multi_level_async
 import multi_level_sync
 from harness.clock import Clock
 from harness.color import Blocking
+from harness.depth import examples
 from harness.origin import Origin
 from harness.waiting import auntil, until
 from multi_level_async import AsyncMultiLevelCache
@@ -116,7 +117,7 @@ def test_whatever_happens_nobody_serves_what_a_change_has_replaced(
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     machine: Any = type("Machine", (Model,), {"maker": maker, "server": module_valkey})
-    limits = settings(max_examples=6, stateful_step_count=12, deadline=None, database=None)
+    limits = settings(max_examples=examples(6), stateful_step_count=12, deadline=None, database=None)
     run_state_machine_as_test(machine, settings=limits)
     assert machine.reads > 0
 

@@ -28,6 +28,7 @@ import cache_codec
 import redis_cache_core as core
 from cache_codec import JsonSerializer, UnserializableValue
 from harness.clock import Clock
+from harness.depth import examples
 from redis_cache_core import CacheKeys, UnkeyableArgument
 from redis_cache_sync import RedisCache, connect
 
@@ -317,7 +318,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(VALUES)
 def test_every_kept_value_comes_back_equal_and_of_the_same_types(value: Any) -> None:
     data = SERIALIZER.dumps(value)
@@ -325,7 +326,7 @@ def test_every_kept_value_comes_back_equal_and_of_the_same_types(value: Any) -> 
     json.loads(data.decode("utf-8", "surrogatepass"), parse_constant=pytest.fail)  # no NaN, strict
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(VALUES)
 def test_what_a_key_is_made_of_tells_every_two_arguments_apart(value: Any) -> None:
     # What can be read back from the text is all in the text, so two values never share one.
@@ -335,7 +336,7 @@ def test_what_a_key_is_made_of_tells_every_two_arguments_apart(value: Any) -> No
     assert SERIALIZER.dumps(back, canonical=True) == text
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     st.recursive(
         st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["Order", "RED"]),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from harness.clock import Clock
+from harness.depth import examples
 from harness.origin import Origin
 from harness.waiting import at_once, auntil, in_thread, until
 from patterns.caching import stale_while_revalidate_kit as kit
@@ -645,7 +646,7 @@ class Model(RuleBasedStateMachine):
 
 def test_whatever_happens_what_is_served_can_be_predicted(maker: Maker) -> None:
     machine: Any = type("Machine", (Model,), {"maker": maker})
-    limits = settings(max_examples=30, stateful_step_count=20, deadline=None, database=None)
+    limits = settings(max_examples=examples(30), stateful_step_count=20, deadline=None, database=None)
     run_state_machine_as_test(machine, settings=limits)
     assert machine.reads > 0
 

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 import swr_core
 from harness import tls
 from harness.color import Blocking
+from harness.depth import examples
 from harness.origin import Origin
 from harness.scripted import Answer, Script, Seen
 from harness.waiting import at_once, in_thread, until
@@ -289,7 +290,7 @@ JSON = st.recursive(
 
 
 @given(value=JSON, began=st.floats(0, 4e9, allow_subnormal=False))
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=examples(60), deadline=None, database=None)
 def test_whatever_json_can_say_comes_back_with_its_stamp(value: Any, began: float) -> None:
     text = pack(Entry(value, began))
     assert unpack(text) == unpack(text.encode()) == Entry(value, began)

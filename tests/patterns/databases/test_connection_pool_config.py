@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 import pool_async
 import pool_core
 import pool_sync
+from harness.depth import examples
 from patterns.databases import connection_pool_kit as kit
 from patterns.databases.connection_pool_kit import NOWHERE, Pools
 from pool_core import PoolConfig, PoolStats, pool_size_for
@@ -157,7 +158,7 @@ def test_a_timeout_that_is_no_finite_number_is_refused(pools: Pools, timeout: An
 @example(middle="/", encoded=False)
 @example(middle="%a1", encoded=False)
 @example(middle="@/:", encoded=True)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_no_message_and_no_repr_shows_the_password(middle: str, encoded: bool) -> None:
     password = f"hunter2{middle}hunter2"
     dsn = f"postgresql://app:{quote(password, safe='') if encoded else password}@db.example:5433/shop"

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pydantic import EmailStr, ValidationError, validate_call
 
 from email_message import Attachment, BadEmail, Email, build_message, parse_address
+from harness.depth import examples
 
 SENDER = "Shop <shop@example.com>"
 HELLO = Email(to=("ann@example.com",), subject="Hello", text="Hi Ann")
@@ -151,7 +152,7 @@ def test_a_message_may_go_to_blind_recipients_alone() -> None:
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(body=text)
 def test_any_body_survives_and_stays_within_what_every_server_passes_on(body: str) -> None:
     raw = build_message(
@@ -164,7 +165,7 @@ def test_any_body_survives_and_stays_within_what_every_server_passes_on(body: st
     assert max(map(len, raw.split(b"\r\n"))) <= 998
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(value=text)
 def test_any_header_value_is_refused_or_arrives_in_its_own_header(value: str) -> None:
     try:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from harness.depth import examples
 from patterns.http_apis import rest_crud_kit as kit
 from patterns.http_apis.rest_crud_kit import ADA, BOB, CHEAP, MERGE, PASSWORD, made, patch, rows, talk_to
 from rest_crud import table
@@ -384,7 +385,7 @@ def test_an_etag_list_is_parsed_by_its_grammar_and_in_linear_time() -> None:
 
 
 @given(st.lists(st.integers(0, 5), max_size=4), st.booleans(), st.integers(0, 5))
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=examples(60), deadline=None, database=None)
 def test_if_match_compares_strongly_and_if_none_match_weakly(versions: list[int], weak: bool, current: int) -> None:
     tags = parse_etags([("W/" if weak else "") + etag(version) for version in versions])
     assert Preconditions(if_match=tags).allow(current) == (current in versions and not weak)

@@ -23,6 +23,7 @@ from schemathesis.core.result import Ok
 from schemathesis.generation import GenerationMode
 from schemathesis.schemas import APIOperation
 
+from harness.depth import examples
 from patterns.http_apis import rest_crud_kit as kit
 from patterns.http_apis.rest_crud_kit import ADA, BOB, CHEAP, JSON, MERGE, PASSWORD, made, patch, rows, talk_to
 from rest_crud.api import MAX_BODY, app_from_env, create_app
@@ -356,7 +357,11 @@ def test_no_request_that_fits_the_openapi_document_or_breaks_it_is_a_5xx(server:
 
     def attack(operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode) -> None:
         @settings(
-            max_examples=5, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=[*HealthCheck]
+            max_examples=examples(5),
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=[*HealthCheck],
         )
         @given(case=operation.as_strategy(generation_mode=mode), reach=st.booleans())
         def probe(case: schemathesis.Case[Any], reach: bool) -> None:

@@ -27,6 +27,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from harness.clock import Clock
+from harness.depth import examples
 from harness.waiting import at_once
 from patterns.rate_limiting.sliding_window_kit import FixedWindow, hits_in_the_last_minute
 from sliding_window import Decision, SlidingWindowCounter, SlidingWindowLog
@@ -65,7 +66,7 @@ def test_a_hit_counts_until_exactly_a_window_after_it(clock: Clock) -> None:
     limit=st.integers(1, 5),
     arrivals=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 5), st.sampled_from("ab"), st.booleans())),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_a_log_decides_as_one_who_counts_all_hits_of_the_window(
     limit: int, arrivals: list[tuple[int, int, str, bool]]
 ) -> None:
@@ -92,7 +93,7 @@ def test_a_log_decides_as_one_who_counts_all_hits_of_the_window(
     limit=st.integers(1, 6),
     arrivals=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 6), st.booleans())),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_a_counter_decides_by_its_estimate_and_never_allows_over_twice_the_limit(
     limit: int, arrivals: list[tuple[int, int, bool]]
 ) -> None:
@@ -395,7 +396,7 @@ def test_two_keys_that_ended_go_with_each_that_comes(make: Make, clock: Clock) -
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from("abcdef"))))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_any_sequence_of_keys_is_kept_and_forgotten_as_a_model_predicts(visits: list[tuple[int, str]]) -> None:
     clock = Clock(1000)
     log = SlidingWindowLog(2, 1, max_keys=3, clock=clock)

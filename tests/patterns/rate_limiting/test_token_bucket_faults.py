@@ -30,6 +30,7 @@ from hypothesis.stateful import (
 
 import token_bucket_sync
 from harness import fake_loop
+from harness.depth import examples
 from harness.fake_loop import on_fake_time
 from harness.waiting import at_once
 from patterns.rate_limiting import token_bucket_kit as kit
@@ -506,7 +507,9 @@ def test_any_sequence_of_calls_cancels_and_stalls_is_granted_as_a_model_predicts
     world_type: type[ThreadWorld | TaskWorld],
 ) -> None:
     machine = type("Machine", (Machine,), {"world_type": world_type})
-    run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=25, deadline=None))
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=examples(40), stateful_step_count=25, deadline=None)
+    )
 
 
 # -- the plots

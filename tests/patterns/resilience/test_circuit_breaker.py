@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from circuit_breaker import CircuitBreaker, CircuitOpen, Snapshot
 from harness.clock import Clock
+from harness.depth import examples
 
 
 class Dependency:
@@ -154,7 +155,7 @@ async def test_failures_within_the_window_count(way: Way, breaker: CircuitBreake
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_an_outcome_counts_for_nine_tenths_of_the_window_at_least_and_one_at_most(
     steps: list[tuple[int, bool]],
 ) -> None:

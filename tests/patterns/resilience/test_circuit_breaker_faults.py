@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from circuit_breaker import CircuitBreaker, CircuitOpen
 from harness.clock import Clock
+from harness.depth import examples
 from harness.waiting import at_once, each_at_once, in_thread
 from servers._process import free_port
 from servers.faults import FaultProxy
@@ -440,7 +441,7 @@ class Machine(RuleBasedStateMachine):
             context.run(call.close)
 
 
-Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
 
 
 def test_any_sequence_of_calls_ends_and_waits_leaves_the_state_that_a_model_predicts() -> None:

@@ -36,6 +36,7 @@ from distributed_errors import (
     unanswered,
 )
 from error_recovery import Failure
+from harness.depth import examples
 from integration_errors import IntegrationError, ServiceUnavailable, to_problem
 from retry_backoff import RetryPolicy, retry
 from retry_scope import RetryScope, current_scope, message_headers, outgoing_headers, redelivery, should_retry
@@ -811,7 +812,7 @@ envelopes = st.builds(
 
 
 @given(envelopes, st.none() | st.integers(0, 10**8), names)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_what_is_written_is_read_as_it_was(envelope: ErrorEnvelope, wait: int | None, via: str) -> None:
     made = over(RemoteError(envelope, wait), via)
     assert made.envelope.hops == (*envelope.hops, via)
@@ -826,7 +827,7 @@ FIELDS = ["code", "service", "retryable", "exhausted", "hops", "attempts", "trac
 
 
 @given(st.binary() | st.dictionaries(st.sampled_from(FIELDS), values).map(lambda odd: json.dumps(SOUND | odd).encode()))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_no_body_makes_reading_or_passing_on_fail(body: bytes) -> None:
     made = from_wire(503, {}, body, service="d")
     status, _, data = to_wire(made, service="c")

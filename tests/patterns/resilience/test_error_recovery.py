@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from error_recovery import Failure, Fallback, GiveUp, Outcome, Recovered, Recovery, RecoveryFailed, Retry
 from harness.color import Color
+from harness.depth import examples
 from integration_errors import (
     AuthenticationError,
     Conflict,
@@ -126,7 +127,7 @@ def test_by_default_it_recovers_three_times_within_thirty_seconds(way: Way) -> N
     st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["retry", "late", "raise", "fall", "give"])), max_size=4),
     st.integers(0, 5),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_whatever_the_strategies_do_the_run_ends_within_its_budgets(kinds: list[tuple[int, str]], limit: int) -> None:
     outcomes: dict[str, Outcome | Exception] = {
         "retry": Retry(),

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 
 import integration_errors
 from error_mapping import from_exception, from_response
+from harness.depth import examples
 from integration_errors import (
     AuthenticationError,
     BadResponse,
@@ -214,7 +215,7 @@ def test_json_is_read_up_to_64_kib() -> None:
 
 
 @given(st.integers(), st.binary(max_size=200) | st.text(max_size=200), st.text(max_size=30))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_no_answer_makes_it_raise(status: int, body: bytes | str, retry_after: str) -> None:
     error = answered(status, body, retry_after=retry_after)
     assert str(error).isprintable()
@@ -231,7 +232,7 @@ def test_no_answer_makes_it_raise(status: int, body: bytes | str, retry_after: s
         max_leaves=12,
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_no_shape_of_json_makes_it_raise(body: object) -> None:
     error = answered(422, json.dumps(body))
     assert len(json.dumps([to_problem(error), error.context], ensure_ascii=False).encode()) > 50

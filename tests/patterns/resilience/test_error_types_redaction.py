@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import integration_errors
 from error_mapping import from_exception
 from error_redaction import one_line, redact, scrub
+from harness.depth import examples
 from integration_errors import IntegrationError, ValidationFailed, to_problem
 from servers.http import Uvicorn
 
@@ -102,7 +103,7 @@ def everything_said(error: IntegrationError) -> str:
 
 
 @given(st.recursive(leaves, wrapped, max_leaves=3))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(250), deadline=None)
 def test_no_secret_is_said_in_whatever_nesting_and_letter_case(value: object) -> None:
     error = ValidationFailed(f"failed: {value}", fields={"f": value}, status=422, context={"c": value})
     assert HIDDEN not in everything_said(error)

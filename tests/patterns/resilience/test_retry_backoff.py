@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.clock import Clock
+from harness.depth import examples
 from harness.waiting import at_once, auntil
 from patterns.resilience.retry_backoff_kit import Flaky, policy_of
 from retry_backoff import RetryBudget, RetryPolicy, aretry, retry, retrying
@@ -516,7 +517,7 @@ def test_a_budget_that_makes_no_sense_is_refused(wrong: Any) -> None:
 # --- whatever the settings
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     attempts=st.integers(1, 12),
     base=st.floats(0, 5),

@@ -32,6 +32,7 @@ from content_digest import (
     keyed,
     verify,
 )
+from harness.depth import examples
 from patterns.security.content_digest_kit import go_on, node, padding
 
 HELLO = "a53c56966616f0ec3ed9db7ea07a6034430149528bbaba8966c284f9373669c2"
@@ -327,7 +328,7 @@ def test_naive_comparison_of_hex_refuses_the_other_case() -> None:
 
 @both
 @given(data=st.binary(max_size=400), cuts=st.lists(st.integers(0, 400), max_size=6))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_any_chunking_of_a_stream_gives_the_same_digest(stream: Stream, data: bytes, cuts: list[int]) -> None:
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     parts = [data[a:b] for a, b in itertools.pairwise(edges)]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from canonical_json import canonical_json
 from content_digest import Digest, UnsupportedAlgorithm, digest_bytes
 from content_digest_header import BadHeader, DigestMismatch, check, make_header, strongest
+from harness.depth import examples
 from patterns.security.content_digest_kit import node
 
 BODY = b'{"hello": "world"}\n'
@@ -77,7 +78,7 @@ def test_a_malformed_header_is_refused_even_where_none_is_required(header: str) 
 
 
 @given(st.text(alphabet="sha-2561md=:;, AQ/+\"'\u00e9", max_size=60))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_whatever_the_header_holds_it_is_refused_or_the_body_differs(header: str) -> None:
     with pytest.raises((BadHeader, DigestMismatch)):
         check(header, BODY)
@@ -175,7 +176,7 @@ _values = st.recursive(
 
 
 @given(_values)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_canonical_json_equals_the_reference_library_and_reads_back(value: Any) -> None:
     written = canonical_json(value)
     assert written == rfc8785.dumps(value)

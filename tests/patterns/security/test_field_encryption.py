@@ -31,12 +31,13 @@ from field_encryption import (
     blind_index,
     row_context,
 )
+from harness.depth import examples
 
 OLD, NEW, INDEX = (os.urandom(32) for _ in range(3))
 HERE = row_context("users", "token", 7)
 CANARY = "canary-" + "pl41n" * 3
 CIPHER = FieldCipher(Keyring("k1", {"k1": OLD}))
-QUICK = settings(max_examples=80, deadline=None, database=None)
+QUICK = settings(max_examples=examples(80), deadline=None, database=None)
 
 
 def b64(data: bytes) -> str:

@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel, EmailStr, Field, SecretStr, TypeAdapter, ValidationError
 
 from file_names import safe_filename
+from harness.depth import examples
 from input_problem import FieldError, InputProblem, TextError, field_errors
 from list_queries import PageSize, SortSpec, like_pattern, order_by
 from strict_models import StrictModel, changes, parse_json
 from text_rules import Email, Name, Slug, clean_line
 
-QUICK = settings(max_examples=80, deadline=None, database=None)
+QUICK = settings(max_examples=examples(80), deadline=None, database=None)
 
 
 class User(StrictModel):

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from harness.clock import Clock
+from harness.depth import examples
 from harness.waiting import at_once, in_thread
 from secret_redaction import MASK, RedactSecrets
 from secret_source import RotatingSecret, SecretFileError, read_secret_file
@@ -344,7 +345,7 @@ def test_base64_and_url_forms_are_masked_too(prefix: str) -> None:
 
 
 @given(st.binary(max_size=6), st.text(min_size=8, max_size=30), st.binary(max_size=6))
-@settings(max_examples=80, deadline=None, database=None)
+@settings(max_examples=examples(80), deadline=None, database=None)
 def test_wherever_a_secret_stands_in_base64_the_masked_text_does_not_decode_to_it(
     before: bytes, secret: str, after: bytes
 ) -> None:

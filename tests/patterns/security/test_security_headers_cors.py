@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.testclient import TestClient
 
 from cors_middleware import Cors, origins_from_env, wrap
+from harness.depth import examples
 from patterns.security.security_headers_app import Headers, ask, build, values
 from security_headers import PolicyError
 from servers.http import Uvicorn
@@ -215,7 +216,7 @@ origins = st.sampled_from([OURS, EVIL]).flatmap(
 
 
 @given(origins)
-@settings(max_examples=80, deadline=None, database=None)
+@settings(max_examples=examples(80), deadline=None, database=None)
 def test_only_the_exact_origin_is_allowed_whatever_is_near_it(origin: str) -> None:
     sent: list[Any] = []
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.depth import examples
 from public_addresses import is_public
 from ssrf_guard_core import (
     AddressRefused,
@@ -28,7 +29,7 @@ from ssrf_guard_core import (
     check_url,
 )
 
-QUICK = settings(max_examples=80, deadline=None, database=None)
+QUICK = settings(max_examples=examples(80), deadline=None, database=None)
 
 # Each block by its first and its last address, and its neighbors outside where those are public.
 _REFUSED = """

@@ -30,6 +30,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from harness.depth import examples
 from harness.fake_loop import on_fake_time
 from patterns.webhooks.webhook_sender_kit import KEY, METADATA, OLD_KEY, Customer, Guarded
 from sender_policy import EndpointUrlRefused, check_url, next_delay, seconds_of
@@ -181,7 +182,7 @@ async def test_retry_after_is_honored_when_later_and_never_beyond_a_day(customer
 
 
 @given(st.one_of(st.none(), st.text(max_size=40), st.integers().map(str)))
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=examples(50), deadline=None, database=None)
 def test_whatever_a_retry_after_says_it_is_a_number_or_nothing(text: str | None) -> None:
     seconds = seconds_of(text, NOW)
     assert seconds is None or isinstance(seconds, float)

@@ -23,6 +23,7 @@ from standardwebhooks import Webhook
 from standardwebhooks.webhooks import WebhookVerificationError
 from starlette.datastructures import Headers
 
+from harness.depth import examples
 from webhook_signature import (
     BadSignature,
     SecretError,
@@ -46,7 +47,7 @@ GITHUB_SIGNATURE = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f43
 
 KEY, OLD_KEY, FOREIGN_KEY = (bytes([n]) * 32 for n in (1, 2, 3))
 ID, NOW, BODY = "msg_1", 1_800_000_000, b'{"type": "invoice.paid"}'
-QUICK = settings(max_examples=60, deadline=None, database=None)
+QUICK = settings(max_examples=examples(60), deadline=None, database=None)
 NAMES = ("webhook-id", "webhook-timestamp", "webhook-signature")
 AWAY = "the timestamp is more than 300 s away from our clock"
 BAD_ID = "the id is empty, too long, or has a dot or a space in it"
@@ -423,7 +424,7 @@ def broken_values() -> st.SearchStrategy[Any]:
 
 
 @given(st.dictionaries(st.sampled_from([*NAMES, "Webhook-Id"]), broken_values()), broken_values())
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=examples(300), deadline=None, database=None)
 def test_whatever_the_headers_hold_the_answer_is_bad_signature_and_repeats_nothing(
     headers: dict[str, Any], header: Any
 ) -> None:
