@@ -109,15 +109,9 @@ class _Server(LiveReloadServer):
         return super().serve_request(environ, start_response)
 
     def _read_config(self) -> Any:
-        # Its plugins are told of a live server: they forget what the last build kept.
-        config = load_config(str(ROOT / "mkdocs.yml"), site_dir=self.folder, dev_addr=f"{self.server_name_port()}")
+        config = load_config(str(ROOT / "mkdocs.yml"), site_dir=self.folder)
         config.site_url = self.url
         return config
-
-    def server_name_port(self) -> str:
-        """Return the address as it was asked for."""
-        host, port = self.server_address[:2]
-        return f"{host!s}:{port}"
 
     def _build_site(self, *, first: bool = False) -> None:
         begin = time.monotonic()

@@ -19,6 +19,7 @@ from pathlib import Path
 from _catalog import read
 from _catalog.markdown import anchor
 from _catalog.model import ROOT, CatalogError, folder_of
+from _catalog.pages import includes
 from site_tools.searching import queries
 
 _TODO = re.compile(r"\bTODO\b|\btodo-(?:one|two)\b")
@@ -40,7 +41,8 @@ def files_of(name: str, root: Path = ROOT) -> list[Path]:
     page = root / "docs" / "patterns" / category / f"{slug}.md"
     if not page.is_file():
         raise CatalogError([f"{name!r} is no pattern; start it with `make new PATTERN={name}`"])
-    modules = re.findall(r'--8<-- "(snippets/[^":]+)"', page.read_text(encoding="utf-8", errors="replace"))
+    found = includes(page.read_text(encoding="utf-8", errors="replace"))
+    modules = [include.path for include in found if include.path.startswith("snippets/")]
     folder = root / "tests" / "patterns" / folder_of(category)
     beside = [*folder.glob(f"test_{folder_of(slug)}.py"), *folder.glob(f"test_{folder_of(slug)}_*.py")]
     beside += folder.glob(f"{folder_of(slug)}_*.py")
